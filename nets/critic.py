@@ -1,0 +1,75 @@
+"""Critics: a value network, and an ensemble of Q functions as one batched module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nets.mlp import MLP
+
+
+class ValueNetwork(nn.Module):
+    """V(cond), near 0 at first, so that advantages start as returns."""
+
+    def __init__(self, obs_dim: int, hidden_dims: Sequence[int] = (256, 256), last_layer_scale: float = 0.01):
+        """`last_layer_scale` multiplies the last layer's default initialisation."""
+        super().__init__()
+        self.net = MLP(obs_dim, hidden_dims, 1)
+        with torch.no_grad():
+            for parameter in self.net[-1].parameters():
+                parameter.mul_(last_layer_scale)
+
+    def forward(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b"]:
+        return self.net(cond).squeeze(-1)
+
+
+class BatchedLinear(nn.Module):
+    """`num` independent linear layers in one product: (q b in) -> (q b out)."""
+
+    def __init__(self, num: int, in_dim: int, out_dim: int):
+        super().__init__()
+        bound = in_dim**-0.5
+        self.weight = nn.Parameter(torch.empty(num, in_dim, out_dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num, 1, out_dim).uniform_(-bound, bound))
+
+    def forward(self, x: Float[Tensor, "q b i"]) -> Float[Tensor, "q b o"]:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class BatchedLayerNorm(nn.Module):
+    """LayerNorm over the last dim with a scale and shift per member of the ensemble: (q b width) -> (q b width)."""
+
+    def __init__(self, num: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num, 1, width))
+        self.bias = nn.Parameter(torch.zeros(num, 1, width))
+
+    def forward(self, x: Float[Tensor, "q b w"]) -> Float[Tensor, "q b w"]:
+        return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:]), self.weight)
+
+
+class QEnsemble(nn.Module):
+    """Q(cond, executed chunk) of `num_qs` members with LayerNorm (as RLPD, arXiv:2302.02948), members never mixing."""
+
+    def __init__(self, cond_dim: int, chunk_dim: int, num_qs: int = 10, hidden_dim: int = 256, depth: int = 2):
+        """`chunk_dim` is executed horizon times action dim, `depth` the number of hidden layers."""
+        super().__init__()
+        self.num_qs = num_qs
+        widths = [cond_dim + chunk_dim] + [hidden_dim] * depth
+        self.hidden = nn.ModuleList(
+            nn.Sequential(BatchedLinear(num_qs, i, o), BatchedLayerNorm(num_qs, o), nn.SiLU())
+            for i, o in pairwise(widths)
+        )
+        self.out = BatchedLinear(num_qs, hidden_dim, 1)
+
+    def forward(self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b ea"]) -> Float[Tensor, "q b"]:
+        """`chunk` is the flattened executed slice of a normalised action chunk."""
+        x = torch.cat((cond, chunk), dim=-1).expand(self.num_qs, -1, -1)
+        for layer in self.hidden:
+            x = layer(x)
+        return self.out(x).squeeze(-1)

@@ -1,0 +1,81 @@
+"""Multi-layer perceptrons: the plain one, and the residual velocity net for tasks with state observations.
+
+The velocity net flattens the chunk and spends its time in a few (b, hidden) x (hidden, hidden) products, which is
+what a CPU does best: about 20 times fewer FLOP than the UNet at a horizon of 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nets.embed import StepEmbedding
+
+
+class MLP(nn.Sequential):
+    """Linear layers with LayerNorm and SiLU between them: (... in_dim) -> (... out_dim)."""
+
+    def __init__(self, in_dim: int, hidden_dims: Sequence[int], out_dim: int, layer_norm: bool = True):
+        layers: list[nn.Module] = []
+        for width in hidden_dims:
+            layers.append(nn.Linear(in_dim, width))
+            if layer_norm:
+                layers.append(nn.LayerNorm(width))
+            layers.append(nn.SiLU())
+            in_dim = width
+        super().__init__(*layers, nn.Linear(in_dim, out_dim))
+
+
+class ShortCutVelocityMLP(nn.Module):
+    """Average velocity of an action chunk: pre-norm residual layers over chunk, times and condition."""
+
+    def __init__(
+        self,
+        act_dim: int,
+        pred_horizon: int,
+        global_cond_dim: int,
+        hidden_dim: int = 512,
+        depth: int = 3,
+        time_embed_dim: int = 64,
+    ):
+        super().__init__()
+        self.chunk_shape = (pred_horizon, act_dim)
+        self.step_embedding = StepEmbedding(time_embed_dim, hidden_factor=2)
+        self.sample_in = nn.Linear(pred_horizon * act_dim, hidden_dim)
+        self.step_in = nn.Linear(2 * time_embed_dim, hidden_dim, bias=False)
+        self.cond_in = nn.Linear(global_cond_dim, hidden_dim, bias=False)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, hidden_dim)) for _ in range(depth)
+        )
+        self.out = nn.Sequential(nn.LayerNorm(hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, pred_horizon * act_dim))
+
+    def forward(
+        self,
+        sample: Float[Tensor, "b h a"],
+        timestep: Float[Tensor, "b"],
+        step_size: Float[Tensor, "b"],
+        global_cond: Float[Tensor, "b z"],
+    ) -> Float[Tensor, "b h a"]:
+        """Velocity averaged over [timestep, timestep + step_size]; ValueError if (h, a) is not the constructed one."""
+        return self.velocity(sample, timestep, step_size, self.condition(global_cond))
+
+    def condition(self, global_cond: Float[Tensor, "b z"]) -> Float[Tensor, "b f"]:
+        """The condition's share of the first layer."""
+        return self.cond_in(global_cond)
+
+    def velocity(
+        self,
+        sample: Float[Tensor, "b h a"],
+        timestep: Float[Tensor, "b"],
+        step_size: Float[Tensor, "b"],
+        features: Float[Tensor, "b f"],
+    ) -> Float[Tensor, "b h a"]:
+        """`forward`, given what `condition` returned for these rows."""
+        if sample.shape[1:] != self.chunk_shape:
+            raise ValueError(f"the net was made for chunks of shape {self.chunk_shape}, got {tuple(sample.shape[1:])}")
+        hidden = self.sample_in(sample.flatten(1)) + self.step_in(self.step_embedding(timestep, step_size)) + features
+        for layer in self.layers:
+            hidden = hidden + layer(hidden)
+        return self.out(hidden).unflatten(1, self.chunk_shape)

@@ -1,0 +1,98 @@
+"""Learned exploration noise that makes a deterministic flow stochastic (ReinFlow, arXiv:2505.22094).
+
+Differs from the paper: the last layer is zero at first, so that sigma, log-linear in a tanh, starts at the geometric
+mean of its bounds; and the tanh's argument is limited smoothly, so that sigma never reaches a bound, where its
+gradient would vanish.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nets.embed import TimeEmbedding
+from nets.mlp import MLP
+
+DRIVE_LIMIT = 4.0
+"""bound on the argument of tanh: sigma keeps 0.03 % of its log-range away from either bound"""
+
+
+class ExploreNoiseNet(nn.Module):
+    """Std of the exploration noise of one denoising step, in normalised action units."""
+
+    def __init__(
+        self,
+        time_embed_dim: int,
+        obs_embed_dim: int,
+        act_dim: int,
+        hidden_dim: int = 128,
+        min_std: float = 0.01,
+        max_std: float = 0.3,
+        horizon: int | None = None,
+    ):
+        """`horizon=None` gives one std per action dimension, an int one per position and dimension."""
+        super().__init__()
+        self.std_shape = (act_dim,) if horizon is None else (horizon, act_dim)
+        self.net = MLP(time_embed_dim + obs_embed_dim, (hidden_dim, hidden_dim), math.prod(self.std_shape))
+        nn.init.zeros_(self.net[-1].weight)
+        nn.init.zeros_(self.net[-1].bias)
+        self.register_buffer("log_min_std", torch.zeros(()))
+        self.register_buffer("log_max_std", torch.zeros(()))
+        self.set_bounds_(min_std, max_std)
+
+    def set_bounds_(self, min_std: float, max_std: float) -> None:
+        """Change the bounds in place, which captured graphs survive; ValueError unless 0 < min_std <= max_std."""
+        if not 0 < min_std <= max_std:
+            raise ValueError(f"noise bounds need 0 < min_std <= max_std, got min_std={min_std} and max_std={max_std}")
+        self.log_min_std.fill_(math.log(min_std))
+        self.log_max_std.fill_(math.log(max_std))
+
+    @property
+    def min_std(self) -> Float[Tensor, ""]:
+        return self.log_min_std.exp()
+
+    @property
+    def max_std(self) -> Float[Tensor, ""]:
+        return self.log_max_std.exp()
+
+    def forward(self, time_emb: Float[Tensor, "b t"], obs_emb: Float[Tensor, "b z"]) -> Float[Tensor, "b *h a"]:
+        drive = self.net(torch.cat((time_emb, obs_emb), dim=-1)).unflatten(-1, self.std_shape)
+        z = DRIVE_LIMIT * F.softsign(drive / DRIVE_LIMIT)
+        return torch.lerp(self.log_min_std, self.log_max_std, (z.tanh() + 1) / 2).exp()
+
+
+class NoisyVelocityUNet1D(nn.Module):
+    """A velocity net of any kind together with its exploration noise."""
+
+    def __init__(self, base_net: nn.Module, explore_noise_net: ExploreNoiseNet, time_embed_dim: int = 64):
+        """`time_embed_dim` is the one that `explore_noise_net` was made for."""
+        super().__init__()
+        self.base_net = base_net
+        self.explore_noise_net = explore_noise_net
+        self.time_embedding = TimeEmbedding(time_embed_dim, hidden_factor=2)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b h a"],
+        t: Float[Tensor, "b"],
+        d: Float[Tensor, "b"],
+        obs: Float[Tensor, "b z"],
+        sample_noise: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "b h a"], Float[Tensor, "b h a"]]:
+        """Velocity, noise and its std; the noise is zero unless `sample_noise`. The std may be an expanded view."""
+        velocity = self.base_net(x, t, d, obs)
+        std = self.noise_std(t, obs, horizon=x.shape[1])
+        if not sample_noise:
+            return velocity, torch.zeros_like(x), std
+        eps = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        return velocity, std * eps, std
+
+    def noise_std(self, t: Float[Tensor, "b"], obs: Float[Tensor, "b z"], horizon: int) -> Float[Tensor, "b h a"]:
+        """Std of the noise at time `t`; independent of the sample, so it needs no velocity."""
+        std = self.explore_noise_net(self.time_embedding(t), obs)
+        return std if std.dim() == 3 else std.unsqueeze(1).expand(-1, horizon, -1)

@@ -1,0 +1,72 @@
+"""Normalisers of the last axis, dimension by dimension; checkpoints carry their statistics, which are buffers."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Self = TypeVar("Self", bound="_AffineNormalizer")
+
+
+class _AffineNormalizer(nn.Module):
+    """`normalize(x) = (x - shift) / scale` per dimension; the identity until fitted."""
+
+    def __init__(self, dim: int, floor: float):
+        super().__init__()
+        self.floor = floor
+        self.register_buffer("shift", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def normalize(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        return (x - self.shift) / self.scale
+
+    def denormalize(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        return torch.addcmul(self.shift, x, self.scale)
+
+    @classmethod
+    def from_data(cls: type[Self], data: Float[Tensor, "*batch dim"], **kwargs: float) -> Self:
+        """A normaliser fitted to `data`, on its device."""
+        return cls(data.shape[-1], **kwargs).to(data.device).fit_(data)
+
+    def _rows(self, data: Float[Tensor, "*batch dim"]) -> Float[Tensor, "n dim"]:
+        """Float64 rows; ValueError if there are none, if the width differs or if a number is not finite."""
+        dim, name = self.shift.numel(), type(self).__name__
+        if data.shape[-1] != dim or data.numel() == 0:
+            raise ValueError(f"expected rows of {dim} numbers to fit {name}, got shape {tuple(data.shape)}")
+        if not data.isfinite().all():
+            raise ValueError(f"the data to fit {name} holds NaN or infinite numbers; remove those rows first")
+        return data.reshape(-1, dim).double()
+
+
+class MeanStdNormalizer(_AffineNormalizer):
+    """Zero mean and unit std, for states."""
+
+    def __init__(self, dim: int, std_floor: float = 1e-2):
+        """`std_floor`, in data units, keeps dimensions that hardly move from being blown up."""
+        super().__init__(dim, std_floor)
+
+    def fit_(self: Self, data: Float[Tensor, "*batch dim"]) -> Self:
+        """Take the statistics from `data`, in place."""
+        rows = self._rows(data)
+        self.shift.copy_(rows.mean(0))
+        self.scale.copy_(rows.std(0, correction=0).clamp_min(self.floor))
+        return self
+
+
+class MinMaxNormalizer(_AffineNormalizer):
+    """[lowest, highest] to [-1, 1], for actions."""
+
+    def __init__(self, dim: int, half_range_floor: float = 1e-2):
+        """`half_range_floor`, in data units: a constant dimension maps to 0, and 1 means that far away from it."""
+        super().__init__(dim, half_range_floor)
+
+    def fit_(self: Self, data: Float[Tensor, "*batch dim"]) -> Self:
+        """Take the range from `data`, in place."""
+        rows = self._rows(data)
+        low, high = rows.amin(0), rows.amax(0)
+        self.shift.copy_((low + high) / 2)
+        self.scale.copy_(((high - low) / 2).clamp_min(self.floor))
+        return self

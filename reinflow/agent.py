@@ -1,0 +1,165 @@
+"""`ReinFlowAgent`: a stochastic policy, its value network and the PPO loss over the denoising chain (arXiv:2505.22094).
+
+It works on conditions, the encoded observations, so that a rollout encodes each of them once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nets.critic import ValueNetwork
+from reinflow.algos.ppo import MAX_LOG_RATIO, PPOConfig, clipped_surrogate, scaled_log_ratio
+from reinflow.algos.schedules import NoiseConfig
+from reinflow.policies import NoiseNetConfig, Policy, PolicySpec, Shortcut, make_stochastic
+from reinflow.policies.chain import (
+    chain_entropy,
+    chain_log_prob,
+    chain_moments,
+    joint_kl,
+    sample_chain,
+    scored_dims,
+)
+from reinflow.types import Chain, Obs
+
+
+class ReinFlowAgent(nn.Module):
+    """Built around a velocity network as below, or around any policy family with `from_policy`."""
+
+    def __init__(
+        self,
+        velocity_net: nn.Module,
+        obs_dim: int,
+        act_dim: int,
+        pred_horizon: int,
+        act_horizon: int,
+        num_inference_steps: int = 8,
+        **options: Any,
+    ):
+        """`options` are fields of `PPOConfig` and `NoiseConfig`, whose defaults apply; TypeError for any other name."""
+        spec = PolicySpec(
+            obs_horizon=1,
+            act_horizon=act_horizon,
+            pred_horizon=pred_horizon,
+            state_dim=obs_dim,
+            action_dim=act_dim,
+            num_inference_steps=num_inference_steps,
+        )
+        noise_names = set(NoiseConfig.__dataclass_fields__)
+        noise = NoiseConfig(**{name: value for name, value in options.items() if name in noise_names})
+        ppo = PPOConfig(**{name: value for name, value in options.items() if name not in noise_names})
+        super().__init__()
+        self._compose(Shortcut(spec, velocity_net), ppo, noise, NoiseNetConfig(), num_inference_steps)
+
+    @classmethod
+    def from_policy(
+        cls,
+        policy: Policy,
+        ppo: PPOConfig | None = None,
+        noise: NoiseConfig | None = None,
+        noise_net: NoiseNetConfig | None = None,
+        num_inference_steps: int | None = None,
+    ) -> ReinFlowAgent:
+        """Fine-tune `policy`, of any family, in place; K defaults to its own number of denoising steps."""
+        agent = cls.__new__(cls)
+        nn.Module.__init__(agent)
+        steps = num_inference_steps or policy.spec.num_inference_steps
+        agent._compose(policy, ppo or PPOConfig(), noise or NoiseConfig(), noise_net or NoiseNetConfig(), steps)
+        return agent.to(policy.action_normalizer.shift.device)
+
+    def _compose(
+        self, policy: Policy, ppo: PPOConfig, noise: NoiseConfig, noise_net: NoiseNetConfig, num_steps: int
+    ) -> None:
+        spec = policy.spec
+        self.policy = policy
+        self.actor = make_stochastic(policy, num_steps, noise_net)
+        self.critic = ValueNetwork(spec.cond_dim)
+        self.config = ppo
+        self.noise = noise
+        self.env_steps = 0
+        scored = scored_dims(self.actor.num_steps, spec.pred_horizon, spec.executed, ppo.scored)
+        self.register_buffer("scored", scored, persistent=False)
+        self.num_scored = int(scored.sum()) * spec.action_dim
+        self.update_noise_schedule(step=0)
+
+    def load_from_aw_shortcut_flow(self, checkpoint_path: str | Path, device: torch.device | str = "cpu") -> None:
+        """Take policy weights, normalisers and, where there is one, V from a checkpoint of Stage 1 or 2, and move to `device`.
+
+        UserError if the checkpoint is missing, damaged or of other dimensions.
+        """
+        from reinflow.checkpoint import load_checkpoint, load_state
+
+        checkpoint = load_checkpoint(checkpoint_path)
+        load_state(self.policy, checkpoint.policy_state, checkpoint_path)
+        if checkpoint.critic_state is not None:
+            load_state(self.critic, checkpoint.critic_state, checkpoint_path)
+        self.to(device)
+
+    def encode(self, obs: Obs) -> Float[Tensor, "b z"]:
+        return self.policy.encode(obs)
+
+    def to_action(self, chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b e a"]:
+        return self.policy.to_action(chunk)
+
+    def get_action(self, cond: Float[Tensor, "b z"], generator: torch.Generator | None = None) -> Chain:
+        """Sample with exploration noise; the chain carries its log-probability."""
+        return sample_chain(self.actor, cond, self.scored, generator)
+
+    def get_value(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b"]:
+        return self.critic(cond)
+
+    def is_in_critic_warmup(self) -> bool:
+        """Whether the iteration that starts now trains the critic alone."""
+        return self.env_steps < self.config.critic_warmup_steps
+
+    def update_noise_schedule(self, step: int) -> None:
+        """Set the noise bounds for `step` env steps; call it between iterations only."""
+        self.env_steps = step
+        self.actor.set_noise_bounds_(*self.noise.bounds(step))
+
+    def value_loss(self, cond: Float[Tensor, "b z"], returns: Float[Tensor, "b"]) -> Float[Tensor, ""]:
+        return F.mse_loss(self.critic(cond.detach()), returns)
+
+    def compute_ppo_loss(
+        self,
+        obs_cond: Float[Tensor, "b z"],
+        actions: Float[Tensor, "b k1 h a"],
+        old_log_probs: Float[Tensor, "b"],
+        advantages: Float[Tensor, "b"],
+        returns: Float[Tensor, "b"],
+        old_means: Float[Tensor, "b k h a"] | None = None,
+        old_stds: Float[Tensor, "b k h a"] | None = None,
+    ) -> dict[str, Tensor]:
+        """`loss` and its parts. `actions` are denoising chains, `advantages` are normalised already.
+
+        `approx_kl` is in joint nats; without the old moments it is estimated from the log-ratios.
+        """
+        means, stds = chain_moments(self.actor, actions, obs_cond)
+        log_prob = chain_log_prob(actions, means, stds, self.scored)
+        log_ratio = scaled_log_ratio(log_prob, old_log_probs, self.num_scored, self.config.logprob_reduction)
+        ratio = log_ratio.clamp_max(MAX_LOG_RATIO).exp()
+        policy_loss = clipped_surrogate(ratio, advantages, self.config.clip_ratio)
+        value_loss = self.value_loss(obs_cond, returns)
+        entropy = chain_entropy(stds, self.scored).mean()
+        loss = policy_loss + self.config.value_coef * value_loss - self.config.entropy_coef * entropy
+        with torch.no_grad():
+            if old_means is not None and old_stds is not None:
+                kl = joint_kl(old_means, old_stds, means, stds, self.scored)
+            else:
+                difference = log_prob - old_log_probs
+                kl = difference.exp() - 1 - difference
+            deviation = (ratio - 1).abs()
+        return {
+            "loss": loss,
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy_loss": -entropy,
+            "approx_kl": kl.mean(),
+            "clip_fraction": (deviation > self.config.clip_ratio).float().mean(),
+            "ratio_deviation": deviation.max(),
+        }

@@ -1,0 +1,34 @@
+"""Generalised advantage estimation over decisions of unequal length (Schulman et al., arXiv:1506.02438, as a semi-Markov process)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def gae(
+    reward: Float[Tensor, "r n"],
+    value: Float[Tensor, "r n"],
+    next_value: Float[Tensor, "r n"],
+    discount: Float[Tensor, "r n"],
+    terminated: Bool[Tensor, "r n"],
+    ended: Bool[Tensor, "r n"],
+    gae_lambda: float,
+) -> Float[Tensor, "r n"]:
+    """Advantages; `discount` is gamma ** executed, `next_value` is V of the decision's true last observation.
+
+    delta = R + discount * (1 - terminated) * V' - V;   A = delta + discount * lambda * (1 - ended) * A_next
+    """
+    delta = reward + discount * ~terminated * next_value - value
+    decay = discount * gae_lambda * ~ended
+    advantage = torch.empty_like(delta)
+    following = torch.zeros_like(delta[0])
+    for index in range(len(delta) - 1, -1, -1):
+        following = torch.addcmul(delta[index], decay[index], following, out=advantage[index])
+    return advantage
+
+
+def explained_variance(value: Float[Tensor, "..."], returns: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """1 is a perfect critic, 0 one that knows only the mean, below 0 worse than that."""
+    return 1 - (returns - value).var() / returns.var().clamp_min(1e-8)

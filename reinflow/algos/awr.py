@@ -1,0 +1,80 @@
+"""Advantage-weighted regression of any Regressable policy on chunks (AWAC, arXiv:2006.09359); on a ShortCut Flow it is AW-ShortCut.
+
+Differs: advantages are divided by their std, so `beta` does not depend on the reward's scale; weights are clipped and divided by their mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reinflow.algos.bc import BCConfig, BehaviorCloning, regression_loss
+from reinflow.algos.critics import CriticConfig, Critics
+from reinflow.policies.base import Policy
+
+
+@dataclass(frozen=True)
+class AWRConfig:
+    """How strongly the advantage weights the regression."""
+
+    beta: float = 1.0
+    """inverse temperature, per std of the advantage; 0 is behaviour cloning"""
+    weight_clip: float = 20.0
+    """largest weight before the weights are divided by their mean"""
+
+
+def advantage_weights(
+    advantage: Float[Tensor, "b"], beta: float, weight_clip: float
+) -> Float[Tensor, "b"]:
+    """min(exp(beta * A / std(A)), clip)."""
+    return (beta * advantage / (advantage.std() + 1e-8)).exp().clamp_max(weight_clip)
+
+
+def effective_sample_size(weight: Float[Tensor, "b"]) -> Float[Tensor, ""]:
+    """(sum w)^2 / (b sum w^2): 1 when all weights are equal, 1/b when one row decides."""
+    return weight.sum().square() / (len(weight) * weight.square().sum())
+
+
+class AdvantageWeightedRegression(BehaviorCloning):
+    """Behaviour cloning whose rows are weighted by critics that learn beside it."""
+
+    def __init__(
+        self, policy: Policy, config: BCConfig, awr: AWRConfig, critics: CriticConfig, total_iters: int
+    ):
+        super().__init__(policy, config, total_iters)
+        self.awr = awr
+        spec = policy.spec
+        self.critics = Critics(spec.cond_dim, spec.act_horizon * spec.action_dim, critics)
+        self.critics.to(policy.action_normalizer.shift.device)
+
+    def executed(self, chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b ea"]:
+        """The critics' action: the executed slice of a normalised chunk, flat."""
+        return chunk[:, self.policy.spec.executed].flatten(1)
+
+    def update(self, batch: Any) -> dict[str, Tensor]:
+        """One step of the critics and one of the policy on a batch of transitions."""
+        rows, cond = regression_loss(self.policy, self.ema.module, batch.obs, batch.chunk)
+        cond = cond.detach()
+        action = self.executed(self.policy.normalize_chunk(batch.chunk))
+        with torch.no_grad():
+            next_cond = self.ema.module.encode(batch.next_obs)
+            noise = self.ema.module.initial_noise(len(next_cond))
+            next_action = self.executed(self.ema.module.sample(next_cond, noise).clamp(-1, 1))
+        metrics = self.critics.update(
+            cond, action, batch.reward, batch.discount, batch.terminated, next_cond, next_action
+        )
+        weight = advantage_weights(self.critics.advantage(cond, action), self.awr.beta, self.awr.weight_clip)
+        metrics |= self.descend((weight * rows).mean() / weight.mean())
+        metrics["losses/effective_sample_size"] = effective_sample_size(weight)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"critics": self.critics.training_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.critics.load_training_state(state["critics"])

@@ -1,0 +1,101 @@
+"""Behaviour cloning of any Regressable policy: AdamW, cosine schedule with warm-up, and an EMA that is evaluated and kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+
+from reinflow.errors import UserError
+from reinflow.policies.base import Policy
+from reinflow.policies.ema import EMA
+from reinflow.policies.shortcut import Shortcut
+from reinflow.types import Obs, Regressable
+
+
+@dataclass(frozen=True)
+class BCConfig:
+    """Optimisation of a cloned policy."""
+
+    lr: float = 1e-4
+    """peak learning rate"""
+    lr_warmup: int = 500
+    """iterations until the peak"""
+    weight_decay: float = 1e-6
+    """AdamW's decay"""
+    max_grad_norm: float = 1.0
+    """gradient norm limit"""
+    ema_decay: float = 0.999
+    """decay of the moving average of the weights"""
+    use_ema_teacher: bool = True
+    """shortcut bootstrap targets come from the moving average instead of the weights themselves"""
+
+
+def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> LRScheduler:
+    """Linear rise over `warmup` iterations, then a cosine to 0 at `total`."""
+    warmup = min(warmup, max(total // 10, 1))
+    rise = LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup)
+    fall = CosineAnnealingLR(optimizer, T_max=max(total - warmup, 1))
+    return SequentialLR(optimizer, [rise, fall], milestones=[warmup])
+
+
+def regression_loss(policy: Policy, teacher: Policy | None, obs: Obs, chunk: Tensor) -> tuple[Tensor, Tensor]:
+    """Unreduced loss of a policy on env-unit chunks, and the condition that it used."""
+    cond = policy.encode(obs)
+    normalized = policy.normalize_chunk(chunk)
+    if isinstance(policy, Shortcut):
+        return policy.loss(cond, normalized, teacher=teacher), cond
+    return policy.loss(cond, normalized), cond
+
+
+class BehaviorCloning:
+    """Minimises the policy's own loss on demonstrations."""
+
+    def __init__(self, policy: Policy, config: BCConfig, total_iters: int):
+        if not isinstance(policy, Regressable):
+            raise UserError(f"behaviour cloning needs a Regressable policy: give {type(policy).__name__} a loss(cond, chunk)")
+        self.policy = policy
+        self.config = config
+        self.ema = EMA(policy, config.ema_decay)
+        self.optimizer = torch.optim.AdamW(
+            policy.parameters(), lr=config.lr, betas=(0.95, 0.999), weight_decay=config.weight_decay, foreach=True
+        )
+        self.scheduler = warmup_cosine(self.optimizer, config.lr_warmup, total_iters)
+
+    def update(self, batch: Any) -> dict[str, Tensor]:
+        """One gradient step on a batch with `obs` and `chunk`, in env units."""
+        teacher = self.ema.module if self.config.use_ema_teacher else None
+        rows, _ = regression_loss(self.policy, teacher, batch.obs, batch.chunk)
+        return self.descend(rows.mean())
+
+    def descend(self, loss: Tensor) -> dict[str, Tensor]:
+        """Backward, clip, step, average."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        rate = self.scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        self.scheduler.step()
+        self.ema.update(self.policy)
+        return {
+            "losses/total": loss.detach(),
+            "losses/grad_norm": norm,
+            "charts/learning_rate": torch.tensor(rate),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])

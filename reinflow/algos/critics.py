@@ -1,0 +1,126 @@
+"""Offline critics over action chunks: a Q ensemble and an expectile value network (IQL, arXiv:2110.06169; REDQ's minimum, arXiv:2101.05982)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nets.critic import QEnsemble, ValueNetwork
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """Q and V of an offline algorithm."""
+
+    gamma: float = 0.97
+    """discount per env step; Stage 3 must use the same to start from this V"""
+    tau: float = 0.005
+    """step of the target Qs towards the Qs, per iteration"""
+    num_qs: int = 10
+    """members of the Q ensemble"""
+    num_min_qs: int = 2
+    """random target members whose minimum is bootstrapped"""
+    expectile: float = 0.7
+    """V is this expectile of Q; 0.5 is the mean"""
+    lr_critic: float = 3e-4
+    """learning rate of Q and V"""
+    reward_scale: float = 1.0
+    """multiplies rewards while Q and V train; the V that is saved predicts unscaled returns"""
+    q_hidden_dim: int = 256
+    """width of the Qs"""
+
+
+def td_target(
+    reward: Float[Tensor, "b"],
+    discount: Float[Tensor, "b"],
+    terminated: Bool[Tensor, "b"],
+    next_value: Float[Tensor, "b"],
+) -> Float[Tensor, "b"]:
+    """Semi-Markov target R + (1 - terminated) * gamma**tau * V(s')."""
+    return reward + discount * ~terminated * next_value
+
+
+def expectile_loss(
+    q: Float[Tensor, "b"], value: Float[Tensor, "b"], expectile: float
+) -> Float[Tensor, ""]:
+    """Pull `value` towards an upper expectile of `q` (IQL, eq. 5). Above 0.5 is optimistic."""
+    gap = q - value
+    weight = torch.where(gap > 0, expectile, 1 - expectile)
+    return (weight * gap.square()).mean()
+
+
+class Critics(nn.Module):
+    """Q ensemble, its targets, and V, with their optimiser."""
+
+    def __init__(self, cond_dim: int, chunk_dim: int, config: CriticConfig):
+        super().__init__()
+        self.config = config
+        self.q = QEnsemble(cond_dim, chunk_dim, config.num_qs, config.q_hidden_dim)
+        self.target_q = copy.deepcopy(self.q).requires_grad_(False)
+        self.value = ValueNetwork(cond_dim)
+        self.optimizer = torch.optim.Adam(
+            [*self.q.parameters(), *self.value.parameters()], lr=config.lr_critic, foreach=True
+        )
+
+    def update(
+        self,
+        cond: Float[Tensor, "b z"],
+        action: Float[Tensor, "b ea"],
+        reward: Float[Tensor, "b"],
+        discount: Float[Tensor, "b"],
+        terminated: Bool[Tensor, "b"],
+        next_cond: Float[Tensor, "b z"],
+        next_action: Float[Tensor, "b ea"],
+    ) -> dict[str, Tensor]:
+        """One step of Q towards the TD target, of V towards Q's expectile, and of the targets towards Q."""
+        with torch.no_grad():
+            next_q = self.pessimistic(self.target_q(next_cond, next_action))
+            target = td_target(self.config.reward_scale * reward, discount, terminated, next_q)
+            behaviour_q = self.pessimistic(self.target_q(cond, action))
+        q = self.q(cond, action)
+        q_loss = F.mse_loss(q, target.expand_as(q)) * self.config.num_qs
+        value = self.value(cond)
+        value_loss = expectile_loss(behaviour_q, value, self.config.expectile)
+        self.optimizer.zero_grad()
+        (q_loss + value_loss).backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.target_q.parameters()), list(self.q.parameters()), self.config.tau)
+        return {
+            "losses/q": q_loss.detach() / self.config.num_qs,
+            "losses/value": value_loss.detach(),
+            "losses/q_mean": q.detach().mean(),
+            "losses/q_std": q.detach().std(0).mean(),
+            "losses/value_mean": value.detach().mean(),
+        }
+
+    def pessimistic(self, q: Float[Tensor, "q b"]) -> Float[Tensor, "b"]:
+        """Minimum over `num_min_qs` random members."""
+        members = torch.randperm(self.config.num_qs, device=q.device)[: self.config.num_min_qs]
+        return q[members].amin(0)
+
+    @torch.no_grad()
+    def advantage(self, cond: Float[Tensor, "b z"], action: Float[Tensor, "b ea"]) -> Float[Tensor, "b"]:
+        """Ensemble mean of Q, minus V."""
+        return self.q(cond, action).mean(0) - self.value(cond)
+
+    def unscaled_value(self) -> ValueNetwork:
+        """A copy of V in units of the env's own reward, as Stage 3 uses it."""
+        value = copy.deepcopy(self.value)
+        with torch.no_grad():
+            for parameter in value.net[-1].parameters():
+                parameter.div_(self.config.reward_scale)
+        return value
+
+    def training_state(self) -> dict[str, Any]:
+        return {"critics": self.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        self.load_state_dict(state["critics"])
+        self.optimizer.load_state_dict(state["optimizer"])

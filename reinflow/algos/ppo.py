@@ -1,0 +1,183 @@
+"""PPO over a denoising chain (Schulman et al., arXiv:1707.06347; the chain as in DPPO, arXiv:2409.00588, and ReinFlow, arXiv:2505.22094).
+
+Differs: the log-ratio of hundreds of Gaussians is scaled by their number to the power alpha, KL is the closed form in joint nats,
+and the critic has an optimiser of its own, so that warm-up leaves the actor's optimiser untouched.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reinflow.algos.advantages import explained_variance
+from reinflow.algos.rollout import RolloutBuffer
+
+if TYPE_CHECKING:
+    from reinflow.agent import ReinFlowAgent
+
+ALPHA = {"sum": 0.0, "sqrt": 0.5, "mean": 1.0}
+MAX_LOG_RATIO = 20.0
+"""guard against overflow of exp alone; far outside of any clip range"""
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Proximal policy optimisation."""
+
+    gamma: float = 0.97
+    """discount per env step"""
+    gae_lambda: float = 0.9
+    """decay of the advantage estimate per decision"""
+    ppo_epochs: int = 4
+    """passes over each rollout"""
+    minibatch_size: int = 768
+    """decisions per gradient step"""
+    lr: float = 2e-5
+    """learning rate of the velocity network"""
+    lr_noise: float = 3e-5
+    """learning rate of the exploration noise"""
+    lr_critic: float = 5e-4
+    """learning rate of the value network"""
+    clip_ratio: float = 0.15
+    """clip range of the scaled ratio"""
+    logprob_reduction: Literal["sum", "sqrt", "mean"] = "sqrt"
+    """the log-ratio of D scored Gaussians is divided by 1, sqrt(D) or D"""
+    scored: Literal["feeds", "executed", "all"] = "feeds"
+    """chunk positions in the log-probability: those that reach the env, directly or through the network; executed ones; all"""
+    entropy_coef: float = 0.0
+    """weight of the noise's entropy per scored dimension"""
+    value_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 1.0
+    """gradient norm limit, of actor and critic apart"""
+    target_kl: float | None = None
+    """stop an update's remaining epochs when the last one's mean KL, in joint nats, exceeds this; None never stops"""
+    critic_warmup_steps: int = 20_000
+    """env steps that train the critic alone, rounded up to whole iterations"""
+
+
+def scaled_log_ratio(
+    log_prob: Float[Tensor, "b"], old_log_prob: Float[Tensor, "b"], num_scored: int, reduction: str
+) -> Float[Tensor, "b"]:
+    """(log pi_new - log pi_old) / D**alpha."""
+    return (log_prob - old_log_prob) / num_scored ** ALPHA[reduction]
+
+
+def clipped_surrogate(
+    ratio: Float[Tensor, "b"], advantages: Float[Tensor, "b"], clip_ratio: float
+) -> Float[Tensor, ""]:
+    """PPO's pessimistic objective, as a loss (eq. 7)."""
+    clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
+    return -torch.min(ratio * advantages, clipped * advantages).mean()
+
+
+def normalized(advantages: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Zero mean and unit std over the whole update batch."""
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+
+class PPO:
+    """Optimises a `ReinFlowAgent` on one rollout at a time."""
+
+    def __init__(self, agent: ReinFlowAgent, config: PPOConfig):
+        self.agent = agent
+        self.config = config
+        self.velocity_parameters = list(agent.actor.velocity_parameters())
+        self.noise_parameters = list(agent.actor.noise_parameters())
+        self.critic_parameters = list(agent.critic.parameters())
+        groups = [
+            {"params": self.velocity_parameters, "lr": config.lr},
+            {"params": self.noise_parameters, "lr": config.lr_noise},
+        ]
+        self.actor_optimizer = torch.optim.Adam(groups, eps=1e-5, foreach=True)
+        self.critic_optimizer = torch.optim.Adam(self.critic_parameters, lr=config.lr_critic, eps=1e-5, foreach=True)
+
+    def update(
+        self, buffer: RolloutBuffer, generator: torch.Generator | None = None, *, critic_only: bool = False
+    ) -> dict[str, Tensor]:
+        """All epochs over `buffer`; returns metrics as tensors. With `critic_only` the actor is not even evaluated."""
+        data = buffer.data
+        metrics = {
+            "explained_variance": explained_variance(data["value"], data["returns"]),
+            "advantage_std": data["advantages"].std(),
+            "value_mean": data["value"].mean(),
+            "action_clip_fraction": (data["actions"][:, :, -1].abs() > 1).float().mean(),
+        }
+        if critic_only:
+            return metrics | mean_of(self.critic_epochs(buffer, generator))
+        data["advantages"] = normalized(data["advantages"])
+        noise = torch.quantile(data["stds"].flatten()[:: max(data["stds"].numel() // 100_000, 1)], noise_levels(data))
+        metrics |= dict(zip(("noise_std_p05", "noise_std_p50", "noise_std_p95"), noise, strict=True))
+        steps: list[dict[str, Tensor]] = []
+        epochs = 0
+        for _ in range(self.config.ppo_epochs):
+            epoch = [self.step(rows) for rows in buffer.minibatches(self.config.minibatch_size, generator)]
+            steps += epoch
+            epochs += 1
+            if self.config.target_kl is not None and mean_of(epoch)["approx_kl"] > self.config.target_kl:
+                break
+        metrics |= mean_of(steps)
+        metrics["ratio_deviation"] = steps[0]["ratio_deviation"]
+        metrics["final_kl"] = mean_of(epoch)["approx_kl"]
+        metrics["epochs"] = torch.tensor(float(epochs))
+        return metrics
+
+    def step(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One gradient step of actor and critic on a minibatch."""
+        losses = self.agent.compute_ppo_loss(
+            obs_cond=rows["obs"],
+            actions=rows["actions"],
+            old_log_probs=rows["log_probs"],
+            advantages=rows["advantages"],
+            returns=rows["returns"],
+            old_means=rows["means"],
+            old_stds=rows["stds"],
+        )
+        self.actor_optimizer.zero_grad()
+        self.critic_optimizer.zero_grad()
+        losses.pop("loss").backward()
+        limit = self.config.max_grad_norm
+        losses["grad_norm_noise"] = nn.utils.get_total_norm([p.grad for p in self.noise_parameters])
+        losses["grad_norm_actor"] = nn.utils.clip_grad_norm_(self.velocity_parameters + self.noise_parameters, limit)
+        losses["grad_norm_critic"] = nn.utils.clip_grad_norm_(self.critic_parameters, limit)
+        self.actor_optimizer.step()
+        self.critic_optimizer.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def critic_epochs(self, buffer: RolloutBuffer, generator: torch.Generator | None) -> list[dict[str, Tensor]]:
+        """The same passes for the value network alone."""
+        steps = []
+        for _ in range(self.config.ppo_epochs):
+            for rows in buffer.minibatches(self.config.minibatch_size, generator):
+                loss = self.agent.value_loss(rows["obs"], rows["returns"])
+                self.critic_optimizer.zero_grad()
+                (self.config.value_coef * loss).backward()
+                norm = nn.utils.clip_grad_norm_(self.critic_parameters, self.config.max_grad_norm)
+                self.critic_optimizer.step()
+                steps.append({"value_loss": loss.detach(), "grad_norm_critic": norm})
+        return steps
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"actor": self.actor_optimizer.state_dict(), "critic": self.critic_optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.actor_optimizer.load_state_dict(state["actor"])
+        self.critic_optimizer.load_state_dict(state["critic"])
+
+
+def noise_levels(data: dict[str, Tensor]) -> Tensor:
+    return torch.tensor([0.05, 0.5, 0.95], device=data["stds"].device)
+
+
+def mean_of(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of each metric over gradient steps."""
+    columns = defaultdict(list)
+    for step in steps:
+        for name, value in step.items():
+            columns[name].append(value)
+    return {name: torch.stack(values).mean() for name, values in columns.items()}

@@ -1,0 +1,169 @@
+"""The command line of every script: one frozen dataclass becomes flat flags, and a user's mistake becomes one sentence.
+
+    run_script(main, Config, presets={"guide": Config(...)})
+
+A config composes smaller ones as `env: Flat[EnvConfig]`: nested and typed in code, `--env_id` on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+import tyro
+from tyro.conf import OmitArgPrefixes as Flat
+
+from reinflow.errors import UserError
+
+__all__ = ["Flat", "as_flags", "flat_fields", "parse", "run_script", "with_flags"]
+
+C = TypeVar("C")
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def run_script(
+    main: Callable[[C], None],
+    config_type: type[C],
+    *,
+    presets: Mapping[str, C | Mapping[str, Any]] | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Parse `argv` (default: the process's own) and call `main`.
+
+    `presets` maps a name to a whole config or to the flags that differ, `{"num_envs": 256}`; `--preset NAME` replaces the
+    defaults and every other flag still overrides it. Exits 2 with `error: ...` on a mistake of the user, 130 on Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        config = parse(config_type, arguments, presets=presets or {}, description=config_type.__doc__)
+        main(config)
+    except UserError as error:
+        fail(str(error), USER_ERROR)
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)
+
+
+def fail(sentence: str, code: int) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    raise SystemExit(code)
+
+
+def parse(
+    config_type: type[C],
+    arguments: Sequence[str],
+    *,
+    presets: Mapping[str, C | Mapping[str, Any]] | None = None,
+    description: str | None = None,
+) -> C:
+    """The config that `arguments` describe; tyro prints the reason and exits 2 where they don't parse."""
+    check_unique_flags(config_type)
+    if not presets:
+        return tyro.cli(config_type, args=arguments, use_underscores=True, description=description)
+    name, rest = split_preset(arguments)
+    if name is not None and name not in presets:
+        raise UserError(f"--preset {name!r} is unknown: choose one of {', '.join(presets)}")
+    configs = {key: resolve_preset(config_type, preset) for key, preset in presets.items()}
+    return tyro.cli(
+        config_type,
+        args=rest,
+        default=configs[name] if name is not None else config_type(),
+        use_underscores=True,
+        description=f"{description or ''}\n\n{describe_presets(config_type(), configs)}",
+    )
+
+
+def split_preset(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Take `--preset NAME` (or `--preset=NAME`) out of the arguments; the last one counts."""
+    name, rest, pending = None, [], False
+    for argument in arguments:
+        if pending:
+            name, pending = argument, False
+        elif argument == "--preset":
+            pending = True
+        elif argument.startswith("--preset="):
+            name = argument.removeprefix("--preset=")
+        else:
+            rest.append(argument)
+    if pending:
+        raise UserError("--preset needs a name")
+    return name, rest
+
+
+def resolve_preset(config_type: type[C], preset: C | Mapping[str, Any]) -> C:
+    return with_flags(config_type(), preset) if isinstance(preset, Mapping) else preset
+
+
+def with_flags(config: C, flags: Mapping[str, Any]) -> C:
+    """A copy of a nested config with some of its flat flags set.
+
+    Raises ValueError for a flag that doesn't exist.
+    """
+    known = {name for name, _ in flat_fields(config)}
+    if unknown := set(flags) - known:
+        raise ValueError(f"{type(config).__name__} has no flag {', '.join(sorted(unknown))}")
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            inner = {name for name, _ in flat_fields(value)} & set(flags)
+            if inner:
+                changes[field.name] = with_flags(value, {name: flags[name] for name in inner})
+        elif field.name in flags:
+            changes[field.name] = flags[field.name]
+    return dataclasses.replace(config, **changes)
+
+
+def flat_fields(config: Any) -> Iterator[tuple[str, Any]]:
+    """Every flag of a nested config with its value, in the order of `--help`."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from flat_fields(value)
+        else:
+            yield field.name, value
+
+
+def as_flags(config: Any, base: Any) -> list[str]:
+    """The command-line words that turn `base` into `config`."""
+    words: list[str] = []
+    for (name, value), (_, old) in zip(flat_fields(config), flat_fields(base), strict=True):
+        if value == old:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, (tuple, list)):
+            words += [f"--{name}", *map(str, value)]
+        else:
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def describe_presets(base: Any, presets: Mapping[str, Any]) -> str:
+    """The paragraph of `--help` that shows what each preset holds."""
+    lines = ["--preset NAME sets the flags below; flags given besides it win."]
+    lines += [f"{name}: {shlex.join(as_flags(config, base)) or '(the defaults)'}" for name, config in presets.items()]
+    return "\n\n".join(lines)
+
+
+def check_unique_flags(config_type: type) -> None:
+    """Raise ValueError where two nested configs define the same flag: on a flat command line one would hide the other."""
+    owners: dict[str, str] = {"preset": "run_script"}
+    for name, owner in flag_owners(config_type):
+        if name in owners:
+            raise ValueError(f"--{name} is defined by both {owners[name]} and {owner}: rename one of the two fields")
+        owners[name] = owner
+
+
+def flag_owners(config_type: type) -> Iterator[tuple[str, str]]:
+    hints = get_type_hints(config_type)
+    for field in dataclasses.fields(config_type):
+        if not field.init:
+            continue
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from flag_owners(hints[field.name])
+        else:
+            yield field.name, config_type.__name__

@@ -1,0 +1,55 @@
+"""What all policy families share: observation encoding, action normalisation, the executed slice and acting."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nets.normalize import MinMaxNormalizer
+from reinflow.policies.encoder import ObsEncoder
+from reinflow.policies.spec import PolicySpec
+from reinflow.types import Obs
+
+
+class Policy(nn.Module):
+    """Base of the families; a family adds `loss` (Regressable), `sample` (Samplable) and what else it offers."""
+
+    def __init__(self, spec: PolicySpec, net: nn.Module):
+        super().__init__()
+        self.spec = spec
+        self.net = net
+        self.encoder = ObsEncoder(spec.state_dim, spec.obs_horizon)
+        self.action_normalizer = MinMaxNormalizer(spec.action_dim)
+
+    def fit_normalizers_(self, states: Float[Tensor, "m s"], actions: Float[Tensor, "m a"]) -> None:
+        """Take the statistics of the demonstrations; they stay for all stages."""
+        self.encoder.state_normalizer.fit_(states)
+        self.action_normalizer.fit_(actions)
+
+    def encode(self, obs: Obs) -> Float[Tensor, "b z"]:
+        return self.encoder(obs)
+
+    def normalize_chunk(self, chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
+        """Env units to [-1, 1] over the demonstrated range."""
+        return self.action_normalizer.normalize(chunk)
+
+    def to_action(self, chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b e a"]:
+        """Executed slice of a normalised chunk, limited to the demonstrated range, in env units."""
+        return self.action_normalizer.denormalize(chunk[:, self.spec.executed].clamp(-1, 1))
+
+    def initial_noise(self, rows: int, generator: torch.Generator | None = None) -> Float[Tensor, "b h a"]:
+        device = self.action_normalizer.shift.device
+        return torch.randn(rows, *self.spec.chunk_shape, generator=generator, device=device)
+
+    def act(
+        self, obs: Obs, generator: torch.Generator | None = None, num_steps: int | None = None
+    ) -> Float[Tensor, "b e a"]:
+        """Actions in env units without exploration noise; `generator` draws the flow's initial noise."""
+        cond = self.encode(obs)
+        return self.to_action(self.sample(cond, self.initial_noise(len(cond), generator), num_steps))
+
+    def sample(
+        self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"], num_steps: int | None = None
+    ) -> Float[Tensor, "b h a"]:
+        raise NotImplementedError

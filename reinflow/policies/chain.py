@@ -1,0 +1,100 @@
+"""The denoising chain as a Markov decision process: sampling it, scoring it and comparing two of its distributions.
+
+Every function takes any `Stochastic`, so PPO never learns which family it trains.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from reinflow.types import Chain, Stochastic
+
+LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+def scored_dims(
+    num_steps: int, pred_horizon: int, executed: slice, mode: Literal["feeds", "executed", "all"] = "feeds"
+) -> Bool[Tensor, "k h"]:
+    """Which chunk positions of which step count in the log-probability.
+
+    `feeds`: all positions until the last step, where only the executed ones reach the env; `executed`: those alone, always; `all`.
+    """
+    scored = torch.ones(num_steps, pred_horizon, dtype=torch.bool)
+    unexecuted = torch.ones(pred_horizon, dtype=torch.bool)
+    unexecuted[executed] = False
+    if mode == "executed":
+        scored[:, unexecuted] = False
+    elif mode == "feeds":
+        scored[-1, unexecuted] = False
+    return scored
+
+
+def sample_chain(
+    actor: Stochastic,
+    cond: Float[Tensor, "b z"],
+    scored: Bool[Tensor, "k h"],
+    generator: torch.Generator | None = None,
+) -> Chain:
+    """Draw a chain; its log-probability comes from the drawn noise, without a second pass."""
+    x = actor.start(cond, generator)
+    states, means, stds = [x], [], []
+    for k in range(actor.num_steps):
+        mean, std = actor.step(torch.full((len(x),), k, device=x.device), x, cond)
+        eps = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        x = mean + std * eps
+        states.append(x)
+        means.append(mean)
+        stds.append(std)
+    states, means, stds = torch.stack(states, 1), torch.stack(means, 1), torch.stack(stds, 1)
+    return Chain(states, means, stds, chain_log_prob(states, means, stds, scored))
+
+
+def chain_moments(
+    actor: Stochastic, states: Float[Tensor, "b k1 h a"], cond: Float[Tensor, "b z"]
+) -> tuple[Float[Tensor, "b k h a"], Float[Tensor, "b k h a"]]:
+    """Means and stds of every step of given chains, K folded into the batch: one forward of b*K rows."""
+    rows, num_steps = len(states), actor.num_steps
+    x = states[:, :-1].flatten(0, 1)
+    k = torch.arange(num_steps, device=x.device).repeat(rows)
+    mean, std = actor.step(k, x, cond.repeat_interleave(num_steps, 0))
+    return mean.unflatten(0, (rows, num_steps)), std.unflatten(0, (rows, num_steps))
+
+
+def chain_log_prob(
+    states: Float[Tensor, "b k1 h a"],
+    means: Float[Tensor, "b k h a"],
+    stds: Float[Tensor, "b k h a"],
+    scored: Bool[Tensor, "k h"],
+) -> Float[Tensor, "b"]:
+    """Sum over scored dims of log N(x_{k+1}; mean_k, std_k)."""
+    z = (states[:, 1:] - means) / stds
+    log_density = -0.5 * z.square() - stds.log() - LOG_SQRT_2PI
+    return scored_sum(log_density, scored)
+
+
+def joint_kl(
+    old_means: Float[Tensor, "b k h a"],
+    old_stds: Float[Tensor, "b k h a"],
+    means: Float[Tensor, "b k h a"],
+    stds: Float[Tensor, "b k h a"],
+    scored: Bool[Tensor, "k h"],
+) -> Float[Tensor, "b"]:
+    """KL(old || new) of the scored dims along old chains, in nats, from the closed form of the Gaussians."""
+    ratio = old_stds / stds
+    kl = 0.5 * (ratio.square() + ((old_means - means) / stds).square() - 1) - ratio.log()
+    return scored_sum(kl, scored)
+
+
+def chain_entropy(stds: Float[Tensor, "b k h a"], scored: Bool[Tensor, "k h"]) -> Float[Tensor, "b"]:
+    """Differential entropy per scored dim, mean, in nats."""
+    entropy = stds.log() + 0.5 + LOG_SQRT_2PI
+    return scored_sum(entropy, scored) / (scored.sum() * stds.shape[-1])
+
+
+def scored_sum(values: Float[Tensor, "b k h a"], scored: Bool[Tensor, "k h"]) -> Float[Tensor, "b"]:
+    return (values * scored[:, :, None]).sum((1, 2, 3))

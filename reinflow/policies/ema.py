@@ -1,0 +1,34 @@
+"""Exponential moving average of a policy, as a policy that can be called."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from reinflow.policies.base import Policy
+
+
+class EMA:
+    """`module` follows the trained policy with decay min(decay, (1 + n) / (10 + n)) after n updates."""
+
+    def __init__(self, policy: Policy, decay: float = 0.999):
+        self.decay = decay
+        self.updates = 0
+        self.module = copy.deepcopy(policy).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, policy: Policy) -> None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.module.parameters()), list(policy.parameters()), 1 - decay)
+        for mine, theirs in zip(self.module.buffers(), policy.buffers(), strict=True):
+            mine.copy_(theirs)
+        self.updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, "module": self.module.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updates = state["updates"]
+        self.module.load_state_dict(state["module"])

@@ -1,0 +1,42 @@
+"""Flow policies: an average velocity, the one time grid, and Euler sampling along it."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reinflow.policies.base import Policy
+
+
+def time_grid(num_steps: int, device: torch.device | None = None) -> tuple[Float[Tensor, "k"], float]:
+    """Times t_k = k/K and the step size 1/K, for sampling and for scoring."""
+    return torch.arange(num_steps, device=device) / num_steps, 1.0 / num_steps
+
+
+def interpolate(
+    x_0: Float[Tensor, "b h a"], x_1: Float[Tensor, "b h a"], t: Float[Tensor, "b"]
+) -> Float[Tensor, "b h a"]:
+    """x_t = (1 - t) x_0 + t x_1"""
+    return torch.lerp(x_0, x_1, t[:, None, None])
+
+
+class FlowPolicy(Policy):
+    """Samplable; families say what `avg_velocity` reads and how `loss` trains it."""
+
+    def avg_velocity(
+        self, x: Float[Tensor, "b h a"], t: Float[Tensor, "b"], d: Float[Tensor, "b"], cond: Float[Tensor, "b z"]
+    ) -> Float[Tensor, "b h a"]:
+        """Velocity averaged over [t, t + d]."""
+        return self.net(x, t, d, cond)
+
+    def sample(
+        self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"], num_steps: int | None = None
+    ) -> Float[Tensor, "b h a"]:
+        """Euler steps from x_0 = `noise` to x_1."""
+        times, d = time_grid(num_steps or self.spec.num_inference_steps, noise.device)
+        step_size = torch.full_like(noise[:, 0, 0], d)
+        x = noise
+        for t in times:
+            x = x + d * self.avg_velocity(x, t.expand(len(x)), step_size, cond)
+        return x

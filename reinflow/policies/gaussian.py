@@ -1,0 +1,64 @@
+"""Gaussian policy over action chunks: a chain of one step with a state-independent learned std.
+
+It reads its mean from a velocity network at x = 0, t = 0, d = 1, so that every backbone serves it. Cloning fits the mean only; the std is
+for exploration and is learned by PPO inside the same bounds as a flow's noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from reinflow.policies.base import Policy
+from reinflow.policies.spec import PolicySpec
+
+
+class Gaussian(Policy):
+    """Regressable, Samplable and natively Stochastic."""
+
+    num_steps = 1
+
+    def __init__(self, spec: PolicySpec, net: nn.Module):
+        super().__init__(spec, net)
+        self.std_drive = nn.Parameter(torch.zeros(spec.action_dim))
+        self.register_buffer("log_min_std", torch.tensor(math.log(0.05)))
+        self.register_buffer("log_max_std", torch.tensor(math.log(0.3)))
+
+    def mean(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b h a"]:
+        x = self.start(cond)
+        t = torch.zeros_like(cond[:, 0])
+        return self.net(x, t, torch.ones_like(t), cond)
+
+    def loss(self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b"]:
+        """Squared error of the mean per row."""
+        return (self.mean(cond) - chunk).square().mean((1, 2))
+
+    def sample(
+        self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"], num_steps: int | None = None
+    ) -> Float[Tensor, "b h a"]:
+        """The mean; a Gaussian has no use for `noise` and steps when it does not explore."""
+        return self.mean(cond)
+
+    def start(self, cond: Float[Tensor, "b z"], generator: torch.Generator | None = None) -> Float[Tensor, "b h a"]:
+        return cond.new_zeros(len(cond), *self.spec.chunk_shape)
+
+    def step(
+        self, k: Int[Tensor, "b"], x: Float[Tensor, "b h a"], cond: Float[Tensor, "b z"]
+    ) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "b h a"]]:
+        std = torch.lerp(self.log_min_std, self.log_max_std, (self.std_drive.tanh() + 1) / 2).exp()
+        return self.mean(cond), std.expand(x.shape)
+
+    def set_noise_bounds_(self, min_std: float, max_std: float) -> None:
+        self.log_min_std.fill_(math.log(min_std))
+        self.log_max_std.fill_(math.log(max_std))
+
+    def velocity_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the mean, for an optimiser group of their own."""
+        return self.net.parameters()
+
+    def noise_parameters(self) -> Iterator[nn.Parameter]:
+        yield self.std_drive

@@ -1,0 +1,25 @@
+"""Rectified flow (Liu et al., arXiv:2209.03003): the network's instantaneous velocity, its step size held at 0."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reinflow.policies.flow import FlowPolicy, interpolate
+
+
+class ReFlow(FlowPolicy):
+    """Regressable and Samplable; needs several steps where the data has several modes."""
+
+    def avg_velocity(
+        self, x: Float[Tensor, "b h a"], t: Float[Tensor, "b"], d: Float[Tensor, "b"], cond: Float[Tensor, "b z"]
+    ) -> Float[Tensor, "b h a"]:
+        return self.net(x, t, torch.zeros_like(d), cond)
+
+    def loss(self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b"]:
+        """Flow-matching error per row."""
+        x_0 = torch.randn_like(chunk)
+        t = torch.rand(len(chunk), device=chunk.device)
+        v = self.avg_velocity(interpolate(x_0, chunk, t), t, t, cond)
+        return (v - (chunk - x_0)).square().mean((1, 2))

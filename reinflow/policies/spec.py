@@ -1,0 +1,99 @@
+"""What a policy is made of, as plain numbers: chosen on the command line, stored in every checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from reinflow.errors import UserError
+from reinflow.types import EnvSpec
+
+
+def executed_slice(obs_horizon: int, act_horizon: int) -> slice:
+    """Rows of a predicted chunk that the env executes: row 0 belongs to the oldest observation of the history."""
+    return slice(obs_horizon - 1, obs_horizon - 1 + act_horizon)
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Family, network and horizons of a policy; Stage 1 chooses them, later stages read them from the checkpoint."""
+
+    family: Literal["shortcut", "reflow", "gaussian"] = "shortcut"
+    """policy family"""
+    net: Literal["unet", "mlp"] = "unet"
+    """velocity network: `unet` is ShortCutVelocityUNet1D, `mlp` the fast choice for state observations"""
+    obs_horizon: int = 2
+    """observations the policy sees"""
+    act_horizon: int = 8
+    """env steps executed of each predicted chunk"""
+    pred_horizon: int = 16
+    """env steps predicted; at least obs_horizon - 1 + act_horizon"""
+    diffusion_step_embed_dim: int = 64
+    """width of the embedding of flow time and step size"""
+    unet_dims: tuple[int, ...] = (64, 128, 256)
+    """UNet channels per level; pred_horizon must be a multiple of 2 ** (levels - 1)"""
+    n_groups: int = 8
+    """GroupNorm groups of the UNet"""
+    mlp_hidden_dim: int = 512
+    """width of the MLP"""
+    mlp_depth: int = 3
+    """residual layers of the MLP"""
+
+    def for_env(self, env: EnvSpec, num_inference_steps: int) -> PolicySpec:
+        """The complete spec for a task."""
+        own = {field.name: getattr(self, field.name) for field in fields(PolicyConfig)}
+        return PolicySpec(
+            **own, state_dim=env.state_dim, action_dim=env.action_dim, num_inference_steps=num_inference_steps
+        )
+
+
+@dataclass(frozen=True)
+class PolicySpec(PolicyConfig):
+    """A `PolicyConfig` together with the task's dimensions: all that `build_policy` needs."""
+
+    state_dim: int = 1
+    """numbers in one state observation"""
+    action_dim: int = 1
+    """numbers in one action"""
+    num_inference_steps: int = 8
+    """denoising steps K used unless a caller asks for others"""
+
+    def __post_init__(self) -> None:
+        needed = self.obs_horizon - 1 + self.act_horizon
+        if min(self.obs_horizon, self.act_horizon, self.num_inference_steps) < 1:
+            raise UserError("--obs_horizon, --act_horizon and --num_inference_steps must be at least 1")
+        if self.pred_horizon < needed:
+            raise UserError(
+                f"--pred_horizon {self.pred_horizon} is too short: obs_horizon - 1 + act_horizon needs at least {needed}"
+            )
+        factor = 2 ** (len(self.unet_dims) - 1)
+        if self.net == "unet" and self.pred_horizon % factor:
+            raise UserError(
+                f"--pred_horizon {self.pred_horizon} must be a multiple of {factor} for a UNet of "
+                f"{len(self.unet_dims)} levels: change it or --unet_dims, or pass --net mlp"
+            )
+
+    @property
+    def cond_dim(self) -> int:
+        return self.obs_horizon * self.state_dim
+
+    @property
+    def executed(self) -> slice:
+        return executed_slice(self.obs_horizon, self.act_horizon)
+
+    @property
+    def chunk_shape(self) -> tuple[int, int]:
+        return (self.pred_horizon, self.action_dim)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"unet_dims": list(self.unet_dims)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> PolicySpec:
+        """UserError if a key is missing or unknown: the checkpoint is of another version."""
+        names = {field.name for field in fields(cls)}
+        if missing := names - set(data):
+            raise UserError(f"the checkpoint's policy lacks {', '.join(sorted(missing))}: train it again with this version")
+        if unknown := set(data) - names:
+            raise UserError(f"the checkpoint's policy has unknown {', '.join(sorted(unknown))}: it is of another version")
+        return cls(**data | {"unet_dims": tuple(data["unet_dims"])})

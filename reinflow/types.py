@@ -1,0 +1,169 @@
+"""The vocabulary that environments, data, policies and algorithms share.
+
+Shapes use the letters of `docs/algorithm.md`: `b` rows, `n` envs, `r` decisions of a rollout, `h` prediction horizon, `e` executed
+horizon, `a` action dim, `o` observation history, `s` state dim, `z` condition dim, `k` denoising steps (`k1` = k + 1 chain states).
+Flow time runs from 0 (noise) to 1 (data).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Obs = dict[str, Tensor]
+"""Observation history, oldest first: `state` is float (n o s). Image modes add uint8 `rgb` (n o v c y x) and float `depth`."""
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What a policy needs to know of a task, and what a checkpoint stores of it."""
+
+    env_id: str
+    obs_mode: str
+    control_mode: str
+    sim_backend: str
+    reward_mode: str
+    state_dim: int
+    action_low: tuple[float, ...]
+    """per action dimension, in env units"""
+    action_high: tuple[float, ...]
+    max_episode_steps: int
+    """env steps after which an episode is truncated"""
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.action_low)
+
+
+@dataclass
+class StepResult:
+    """One env step of a batch, before any reset."""
+
+    obs: dict[str, Tensor]
+    """one frame, no history: `state` is (n s)"""
+    reward: Float[Tensor, "n"]
+    success: Bool[Tensor, "n"]
+    terminated: Bool[Tensor, "n"]
+
+
+class BatchedEnv(Protocol):
+    """A batch of envs advanced one step at a time; it neither resets by itself nor counts steps."""
+
+    num_envs: int
+    device: torch.device
+    spec: EnvSpec
+
+    def reset(self, seed: int | None = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
+        """Reset all envs, or only those in `env_idx`; returns the frame of all `n` envs."""
+        ...
+
+    def step(self, action: Float[Tensor, "n a"]) -> StepResult: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class EpisodeStats:
+    """Running statistics of every env's current episode; where `ended`, those of the episode that just ended."""
+
+    return_: Float[Tensor, "n"]
+    """undiscounted sum of rewards"""
+    length: Int[Tensor, "n"]
+    success_once: Bool[Tensor, "n"]
+    success_at_end: Bool[Tensor, "n"]
+
+
+@dataclass
+class ChunkStep:
+    """One decision of a batch: up to `e` env steps (semi-Markov, so its discount is `gamma ** executed`)."""
+
+    obs: Obs
+    """what the policy sees next; of a fresh episode where the last one ended"""
+    final_obs: Obs
+    """the true last observation of the chunk; equals `obs` where the episode goes on"""
+    reward: Float[Tensor, "n"]
+    """sum over executed steps of gamma**i * r_i"""
+    executed: Int[Tensor, "n"]
+    """env steps that really happened, 1..e"""
+    terminated: Bool[Tensor, "n"]
+    """the task ended: no value beyond"""
+    truncated: Bool[Tensor, "n"]
+    """the time limit ended it: bootstrap from `final_obs`"""
+    episode: EpisodeStats
+
+    @property
+    def ended(self) -> Bool[Tensor, "n"]:
+        return self.terminated | self.truncated
+
+
+class ChunkEnv(Protocol):
+    """What the training loops and the evaluation drive. Envs that ended are reset once, at the chunk's end."""
+
+    num_envs: int
+    device: torch.device
+    spec: EnvSpec
+    obs_horizon: int
+
+    def reset(self, seed: int | None = None) -> Obs: ...
+
+    def step_chunk(self, actions: Float[Tensor, "n e a"]) -> ChunkStep:
+        """Execute the chunk in env units; actions beyond an env's end are not executed there."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Chain:
+    """A denoising chain: the states it went through and the kernel that drew them."""
+
+    states: Float[Tensor, "b k1 h a"]
+    """x_0 .. x_K; x_K is the unclipped, normalised action chunk"""
+    means: Float[Tensor, "b k h a"]
+    stds: Float[Tensor, "b k h a"]
+    """std of x_{k+1} around `means`; may be broadcast along h"""
+    log_prob: Float[Tensor, "b"]
+    """over the scored dims; x_0's constant density is left out"""
+
+    @property
+    def chunk(self) -> Float[Tensor, "b h a"]:
+        return self.states[:, -1]
+
+
+@runtime_checkable
+class Regressable(Protocol):
+    """Can be fitted to chunks. Asked for by behaviour cloning and every weighted regression."""
+
+    def loss(self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b"]:
+        """Unreduced, so that a caller can weight the rows; `chunk` is normalised."""
+        ...
+
+
+@runtime_checkable
+class Samplable(Protocol):
+    """Draws chunks, deterministic and differentiable given its noise."""
+
+    def sample(
+        self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"], num_steps: int | None = None
+    ) -> Float[Tensor, "b h a"]: ...
+
+
+@runtime_checkable
+class Stochastic(Protocol):
+    """A chain of Gaussian kernels with a density. Asked for by PPO; flows offer it through `NoisyFlow`, Gaussians natively."""
+
+    num_steps: int
+
+    def start(self, cond: Float[Tensor, "b z"], generator: torch.Generator | None = None) -> Float[Tensor, "b h a"]:
+        """x_0"""
+        ...
+
+    def step(
+        self, k: Int[Tensor, "b"], x: Float[Tensor, "b h a"], cond: Float[Tensor, "b z"]
+    ) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "b h a"]]:
+        """Mean and std of x_{k+1}; rows may have different k, so K folds into the batch."""
+        ...

@@ -1,0 +1,149 @@
+"""What every velocity backbone must hold: shapes, true conditioning on both times, and the condition computed once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nets import ShortCutVelocityMLP, ShortCutVelocityUNet1D, SinusoidalEmbedding
+from nets.unet1d import LocalConv1d
+
+B, A, Z = 5, 7, 12
+
+
+def make_unet(horizon: int) -> ShortCutVelocityUNet1D:
+    return ShortCutVelocityUNet1D(A, Z, diffusion_step_embed_dim=16, down_dims=(16, 24, 32), n_groups=4)
+
+
+def make_mlp(horizon: int) -> ShortCutVelocityMLP:
+    return ShortCutVelocityMLP(A, horizon, Z, hidden_dim=64, time_embed_dim=16)
+
+
+BACKBONES = pytest.mark.parametrize("make", [make_unet, make_mlp])
+
+
+def inputs(horizon: int = 8) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "sample": torch.randn(B, horizon, A, generator=generator),
+        "timestep": torch.linspace(0.1, 0.9, B),
+        "step_size": torch.full((B,), 0.25),
+        "global_cond": torch.randn(B, Z, generator=generator),
+    }
+
+
+@pytest.mark.parametrize("horizon", [4, 8, 16])
+@BACKBONES
+def test_output_has_the_shape_of_the_chunk(make, horizon):
+    out = make(horizon)(**inputs(horizon))
+    assert out.shape == (B, horizon, A)
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["timestep", "step_size"])
+@BACKBONES
+def test_output_changes_with_each_time_at_a_thousandth(make, name):
+    net, x = make(8), inputs()
+    moved = net(**x | {name: x[name] + 1e-3})
+    # every row moves, by far more than float32 noise (about 1e-7) and by less than the output itself
+    change = (moved - net(**x)).abs().amax((1, 2))
+    assert (change > 1e-5).all()
+    assert (change < 1).all()
+
+
+@pytest.mark.parametrize("name", ["sample", "global_cond"])
+@BACKBONES
+def test_output_changes_with_sample_and_condition(make, name):
+    net, x = make(8), inputs()
+    assert ((net(**x | {name: x[name] + 0.1}) - net(**x)).abs().amax((1, 2)) > 1e-4).all()
+
+
+@BACKBONES
+def test_jvp_in_time_is_the_finite_difference_and_not_zero(make):
+    net = make(8).double()
+    x = {name: value.double() for name, value in inputs().items()}
+    t, one = x.pop("timestep"), torch.ones(B, dtype=torch.float64)
+    _, tangent = torch.func.jvp(lambda time: net(timestep=time, **x), (t,), (one,))
+    step = (
+        1e-6  # the fastest sinusoid turns by 1e-3 rad, so the central difference is exact to about 1e-6 of the tangent
+    )
+    difference = (net(timestep=t + step, **x) - net(timestep=t - step, **x)) / (2 * step)
+    assert tangent.abs().amax() > 1e-2
+    torch.testing.assert_close(tangent, difference, rtol=1e-4, atol=1e-4)
+
+
+@BACKBONES
+def test_condition_computed_once_serves_all_denoising_steps(make):
+    net, x, k = make(8), inputs(), 3
+    features = net.condition(x["global_cond"]).repeat_interleave(k, dim=0)
+    rows = {name: value.repeat_interleave(k, dim=0) for name, value in x.items()}
+    split = net.velocity(rows["sample"], rows["timestep"], rows["step_size"], features)
+    torch.testing.assert_close(split, net(**rows), rtol=0, atol=1e-5)
+
+
+@BACKBONES
+def test_rows_do_not_mix(make):
+    net, x = make(8), inputs()
+    one = net(**{name: value[2:3] for name, value in x.items()})
+    torch.testing.assert_close(one, net(**x)[2:3], rtol=0, atol=1e-5)
+
+
+@BACKBONES
+def test_every_parameter_receives_a_gradient(make):
+    net = make(8)
+    net(**inputs()).square().sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_unet_names_the_divisor_of_the_chunk_length():
+    # 3 levels halve twice: 2**2 = 4 must divide the chunk length
+    with pytest.raises(ValueError, match="multiple of 4, got 6"):
+        make_unet(6)(**inputs(6))
+
+
+def test_mlp_refuses_another_chunk_shape():
+    with pytest.raises(ValueError, match=r"shape \(8, 7\), got \(4, 7\)"):
+        make_mlp(8)(**inputs(4))
+
+
+def test_default_unet_has_three_levels_and_default_mlp_about_a_million_parameters():
+    unet = ShortCutVelocityUNet1D(A, 84)
+    assert [level[1].second[0].out_channels for level in unet.down] == [64, 128, 256]
+    mlp = ShortCutVelocityMLP(A, 16, 84)
+    # 512 * (16*7 in + 16*7 out + 84 cond + 2*64 times + 3 * 512) = 1,009,664, plus biases, norms and time embeddings
+    assert 1_009_664 < sum(p.numel() for p in mlp.parameters()) < 1.1e6
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_convolution_of_a_short_sequence_equals_torch_in_value_and_gradient(length):
+    torch.manual_seed(0)
+    conv, x = LocalConv1d(6, 5, kernel_size=5), torch.randn(LocalConv1d.min_rows, 6, length)
+    plain = torch.nn.functional.conv1d(x, conv.weight, conv.bias, padding=2)
+    torch.testing.assert_close(conv(x), plain, rtol=0, atol=1e-5)
+    upstream = torch.randn_like(plain)
+    for ours, theirs in zip(
+        torch.autograd.grad(conv(x), conv.parameters(), upstream),
+        torch.autograd.grad(plain, conv.parameters(), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_few_and_many_rows_give_the_same_velocity():
+    # at a chunk of 8 the middle of a 3-level UNet is 2 long: convolutions for 5 rows, dense products for 5 * 20 = 100
+    net, x = make_unet(8), inputs()
+    many = net(**{name: value.repeat(20, *[1] * (value.dim() - 1)) for name, value in x.items()})
+    torch.testing.assert_close(many[:B], net(**x), rtol=0, atol=1e-5)
+
+
+def test_embedding_by_hand():
+    # dim 4: frequencies 1000 and 1000 / 1e4 = 0.1; at 1e-3 the phases are 1 and 1e-4 rad
+    out = SinusoidalEmbedding(4)(torch.tensor([0.0, 1e-3]))
+    expected = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.841471, 1e-4, 0.540302, 1.0]])
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dim", [2, 7])
+def test_embedding_refuses_a_dim_it_cannot_fill(dim):
+    with pytest.raises(ValueError, match=f"dim={dim}"):
+        SinusoidalEmbedding(dim)
