@@ -92,12 +92,12 @@ class ReinFlowAgent(nn.Module):
 
         UserError if the checkpoint is missing, damaged or of other dimensions.
         """
-        from reinflow.checkpoint import load_checkpoint, load_state
+        from reinflow.checkpoint import load_checkpoint, load_state_
 
         checkpoint = load_checkpoint(checkpoint_path)
-        load_state(self.policy, checkpoint.policy_state, checkpoint_path)
+        load_state_(self.policy, checkpoint.policy_state, f"the policy of {checkpoint_path}")
         if checkpoint.critic_state is not None:
-            load_state(self.critic, checkpoint.critic_state, checkpoint_path)
+            load_state_(self.critic, checkpoint.critic_state, f"the critic of {checkpoint_path}")
         self.to(device)
 
     def encode(self, obs: Obs) -> Float[Tensor, "b z"]:

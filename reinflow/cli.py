@@ -8,9 +8,11 @@ A config composes smaller ones as `env: Flat[EnvConfig]`: nested and typed in co
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import tyro
@@ -34,8 +36,9 @@ def run_script(
 ) -> None:
     """Parse `argv` (default: the process's own) and call `main`.
 
-    `presets` maps a name to a whole config or to the flags that differ, `{"num_envs": 256}`; `--preset NAME` replaces the
-    defaults and every other flag still overrides it. Exits 2 with `error: ...` on a mistake of the user, 130 on Ctrl-C.
+    `presets` maps a name to a whole config or to the flags that differ, `{"num_envs": 256}`; `--preset NAME` replaces
+    the defaults and `--resume DIR` takes those of that run; every other flag still overrides them.
+    Exits 2 with `error: ...` on a mistake of the user, 130 on Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -61,36 +64,50 @@ def parse(
 ) -> C:
     """The config that `arguments` describe; tyro prints the reason and exits 2 where they don't parse."""
     check_unique_flags(config_type)
-    if not presets:
-        return tyro.cli(config_type, args=arguments, use_underscores=True, description=description)
-    name, rest = split_preset(arguments)
-    if name is not None and name not in presets:
-        raise UserError(f"--preset {name!r} is unknown: choose one of {', '.join(presets)}")
-    configs = {key: resolve_preset(config_type, preset) for key, preset in presets.items()}
-    return tyro.cli(
-        config_type,
-        args=rest,
-        default=configs[name] if name is not None else config_type(),
-        use_underscores=True,
-        description=f"{description or ''}\n\n{describe_presets(config_type(), configs)}",
-    )
+    presets = presets or {}
+    name, rest = split_option("preset", arguments) if presets else (None, list(arguments))
+    resume = split_option("resume", arguments)[0] if has_flag(config_type, "resume") else None
+    options: dict[str, Any] = {"args": rest, "use_underscores": True, "description": description}
+    if presets:
+        configs = {key: resolve_preset(config_type, preset) for key, preset in presets.items()}
+        options["description"] = f"{description or ''}\n\n{describe_presets(config_type(), configs)}"
+        if name is not None and name not in configs:
+            raise UserError(f"--preset {name} is unknown: choose one of {', '.join(configs)}")
+        if name is not None:
+            options["default"] = configs[name]
+    if resume is not None:
+        if name is not None:
+            raise UserError("--resume takes the flags of the run it continues: leave --preset out")
+        options["default"] = saved_config(config_type, Path(resume))
+    return tyro.cli(config_type, **options)
 
 
-def split_preset(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Take `--preset NAME` (or `--preset=NAME`) out of the arguments; the last one counts."""
-    name, rest, pending = None, [], False
+def split_option(option: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Take `--option VALUE` or `--option=VALUE` out of the arguments; the last one counts."""
+    value, rest, pending = None, [], False
     for argument in arguments:
         if pending:
-            name, pending = argument, False
-        elif argument == "--preset":
+            value, pending = argument, False
+        elif argument == f"--{option}":
             pending = True
-        elif argument.startswith("--preset="):
-            name = argument.removeprefix("--preset=")
+        elif argument.startswith(f"--{option}="):
+            value = argument.removeprefix(f"--{option}=")
         else:
             rest.append(argument)
     if pending:
-        raise UserError("--preset needs a name")
-    return name, rest
+        raise UserError(f"--{option} needs a value")
+    return value, rest
+
+
+def saved_config(config_type: type[C], run_dir: Path) -> C:
+    """The config that a run's config.json holds; UserError where that isn't one of this script."""
+    try:
+        saved = json.loads((run_dir / "config.json").read_text())["flags"]
+        defaults = dict(flat_fields(config_type()))
+        flags = {name: tuple(value) if isinstance(defaults[name], tuple) else value for name, value in saved.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"--resume {run_dir} is not a run of this script and version: check its config.json") from None
+    return with_flags(config_type(), flags)
 
 
 def resolve_preset(config_type: type[C], preset: C | Mapping[str, Any]) -> C:
@@ -150,12 +167,16 @@ def describe_presets(base: Any, presets: Mapping[str, Any]) -> str:
 
 
 def check_unique_flags(config_type: type) -> None:
-    """Raise ValueError where two nested configs define the same flag: on a flat command line one would hide the other."""
+    """Raise ValueError where two nested configs define the same flag: one would hide the other."""
     owners: dict[str, str] = {"preset": "run_script"}
     for name, owner in flag_owners(config_type):
         if name in owners:
             raise ValueError(f"--{name} is defined by both {owners[name]} and {owner}: rename one of the two fields")
         owners[name] = owner
+
+
+def has_flag(config_type: type, flag: str) -> bool:
+    return any(name == flag for name, _ in flag_owners(config_type))
 
 
 def flag_owners(config_type: type) -> Iterator[tuple[str, str]]:

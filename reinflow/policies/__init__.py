@@ -44,7 +44,14 @@ NETS = {"unet": unet, "mlp": mlp}
 
 
 def build_policy(spec: PolicySpec, **family_options: object) -> Policy:
-    """A new policy of `spec`; load a checkpoint's state to restore one, normalisers included."""
+    """A new policy of `spec`; load a checkpoint's state to restore one, normalisers included.
+
+    UserError for a family or network that is not registered here.
+    """
+    if spec.family not in FAMILIES:
+        raise UserError(f"there is no policy family {spec.family!r}: choose one of {', '.join(FAMILIES)}")
+    if spec.net not in NETS:
+        raise UserError(f"there is no network {spec.net!r}: choose one of {', '.join(NETS)}")
     return FAMILIES[spec.family](spec, NETS[spec.net](spec), **family_options)
 
 
@@ -55,7 +62,8 @@ def make_stochastic(policy: Policy, num_steps: int, config: NoiseNetConfig | Non
     if isinstance(policy, Stochastic):
         return policy
     raise UserError(
-        f"PPO needs a Stochastic policy, got {type(policy).__name__}: give it `start` and `step`, or derive it from FlowPolicy"
+        f"PPO needs a Stochastic policy, got {type(policy).__name__}: "
+        "give it `num_steps`, `start` and `step`, or derive it from FlowPolicy"
     )
 
 

@@ -22,7 +22,8 @@ def scored_dims(
 ) -> Bool[Tensor, "k h"]:
     """Which chunk positions of which step count in the log-probability.
 
-    `feeds`: all positions until the last step, where only the executed ones reach the env; `executed`: those alone, always; `all`.
+    `feeds`: all positions until the last step, where only the executed ones reach the env; `executed`: those alone,
+    always; `all`.
     """
     scored = torch.ones(num_steps, pred_horizon, dtype=torch.bool)
     unexecuted = torch.ones(pred_horizon, dtype=torch.bool)

@@ -1,18 +1,18 @@
 """Gaussian policy over action chunks: a chain of one step with a state-independent learned std.
 
-It reads its mean from a velocity network at x = 0, t = 0, d = 1, so that every backbone serves it. Cloning fits the mean only; the std is
-for exploration and is learned by PPO inside the same bounds as a flow's noise.
+It reads its mean from a velocity network at x = 0, t = 0, d = 1, so that every backbone serves it. Cloning fits the
+mean only; the std is for exploration and is learned by PPO inside the same bounds as a flow's noise.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from nets.noise import BoundedStd
 from reinflow.policies.base import Policy
 from reinflow.policies.spec import PolicySpec
 
@@ -25,8 +25,7 @@ class Gaussian(Policy):
     def __init__(self, spec: PolicySpec, net: nn.Module):
         super().__init__(spec, net)
         self.std_drive = nn.Parameter(torch.zeros(spec.action_dim))
-        self.register_buffer("log_min_std", torch.tensor(math.log(0.05)))
-        self.register_buffer("log_max_std", torch.tensor(math.log(0.3)))
+        self.std_bounds = BoundedStd()
 
     def mean(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b h a"]:
         x = self.start(cond)
@@ -49,12 +48,11 @@ class Gaussian(Policy):
     def step(
         self, k: Int[Tensor, "b"], x: Float[Tensor, "b h a"], cond: Float[Tensor, "b z"]
     ) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "b h a"]]:
-        std = torch.lerp(self.log_min_std, self.log_max_std, (self.std_drive.tanh() + 1) / 2).exp()
-        return self.mean(cond), std.expand(x.shape)
+        return self.mean(cond), self.std_bounds.squash(self.std_drive).expand(x.shape)
 
     def set_noise_bounds_(self, min_std: float, max_std: float) -> None:
-        self.log_min_std.fill_(math.log(min_std))
-        self.log_max_std.fill_(math.log(max_std))
+        """Bounds of the std in normalised action units, in place."""
+        self.std_bounds.set_bounds_(min_std, max_std)
 
     def velocity_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the mean, for an optimiser group of their own."""

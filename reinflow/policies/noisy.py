@@ -25,7 +25,7 @@ class NoiseNetConfig:
     noise_per_position: bool = False
     """one std per chunk position and action dimension instead of one per action dimension"""
     noise_scale: Literal["total", "per_step"] = "total"
-    """`total`: bounds are for the whole chain, each of K steps gets bound / sqrt(K); `per_step`: each step gets the bound"""
+    """`total`: bounds are for the whole chain, each of K steps gets bound / sqrt(K); `per_step`: each gets the bound"""
 
 
 class NoisyFlow(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from reinflow.errors import UserError
 from reinflow.policies.flow import FlowPolicy, interpolate
 from reinflow.policies.spec import PolicySpec
 
@@ -37,6 +38,14 @@ class ShortcutConfig:
     t_sampling: Literal["uniform", "logitnormal", "beta"] = "uniform"
     """distribution of t on flow rows"""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.self_consistency_k <= 1:
+            raise UserError(f"--self_consistency_k {self.self_consistency_k} must be from 0 to 1")
+        if self.max_denoising_steps < 1:
+            raise UserError(f"--max_denoising_steps {self.max_denoising_steps} must be at least 1")
+        if self.teacher_steps < 2:
+            raise UserError(f"--teacher_steps {self.teacher_steps} must be at least 2: one step would teach nothing")
+
 
 class Shortcut(FlowPolicy):
     """Regressable and Samplable in any number of steps."""
@@ -60,7 +69,8 @@ class Shortcut(FlowPolicy):
         x_t = interpolate(x_0, chunk, t)
         target = chunk - x_0
         if rows:
-            boot = self.bootstrap_target(teacher or self, x_t[:rows], t_boot, d[:rows], cond[:rows].detach())
+            teacher = self if teacher is None else teacher
+            boot = self.bootstrap_target(teacher, x_t[:rows], t_boot, d[:rows], cond[:rows].detach())
             target = torch.cat((boot, target[rows:]))
         error = (self.avg_velocity(x_t, t, d, cond) - target).square().mean((1, 2))
         weight = torch.full_like(error, self.config.flow_weight)

@@ -64,13 +64,19 @@ class PolicySpec(PolicyConfig):
             raise UserError("--obs_horizon, --act_horizon and --num_inference_steps must be at least 1")
         if self.pred_horizon < needed:
             raise UserError(
-                f"--pred_horizon {self.pred_horizon} is too short: obs_horizon - 1 + act_horizon needs at least {needed}"
+                f"--pred_horizon {self.pred_horizon} must be at least obs_horizon - 1 + act_horizon = {needed}"
             )
         factor = 2 ** (len(self.unet_dims) - 1)
         if self.net == "unet" and self.pred_horizon % factor:
             raise UserError(
                 f"--pred_horizon {self.pred_horizon} must be a multiple of {factor} for a UNet of "
                 f"{len(self.unet_dims)} levels: change it or --unet_dims, or pass --net mlp"
+            )
+        if self.net == "unet" and any(width % self.n_groups for width in self.unet_dims):
+            raise UserError(f"each of --unet_dims {self.unet_dims} must be a multiple of --n_groups {self.n_groups}")
+        if self.diffusion_step_embed_dim < 4 or self.diffusion_step_embed_dim % 2:
+            raise UserError(
+                f"--diffusion_step_embed_dim {self.diffusion_step_embed_dim} must be an even number of at least 4"
             )
 
     @property
@@ -93,7 +99,9 @@ class PolicySpec(PolicyConfig):
         """UserError if a key is missing or unknown: the checkpoint is of another version."""
         names = {field.name for field in fields(cls)}
         if missing := names - set(data):
-            raise UserError(f"the checkpoint's policy lacks {', '.join(sorted(missing))}: train it again with this version")
+            raise UserError(f"the checkpoint's policy lacks {', '.join(sorted(missing))}: train it again")
         if unknown := set(data) - names:
-            raise UserError(f"the checkpoint's policy has unknown {', '.join(sorted(unknown))}: it is of another version")
+            raise UserError(
+                f"the checkpoint's policy has unknown {', '.join(sorted(unknown))}: use its own version"
+            )
         return cls(**data | {"unet_dims": tuple(data["unet_dims"])})

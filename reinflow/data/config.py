@@ -1,0 +1,18 @@
+"""Which demonstrations a stage trains on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Demonstrations of Stages 1 and 2."""
+
+    demo_path: str | None = None
+    """trajectory .h5 in ManiSkill's format; None takes the one that collect_demos.py writes for the task"""
+    num_demos: int | None = None
+    """use only the first ones; None uses all"""
+    reward_source: Literal["recorded", "sparse_success"] = "recorded"
+    """Stage 2: rewards in the file, or 1 on every step that succeeds"""

@@ -1,0 +1,212 @@
+"""Names whatever keeps this machine from training, each with its fix: `python -m reinflow.doctor`, or `make doctor`.
+
+Everything that may crash, hang or take long (the Vulkan driver, the simulator) is tried in a child process. Exit code 1 means that
+at least one blocker was found; a missing Vulkan driver is none, since state observations don't need it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+PACKAGES = ("torch", "numpy", "gymnasium", "mani_skill", "sapien", "h5py", "tyro", "einops", "wandb", "tensorboard")
+MIN_FREE_GB = 2.0
+SIMULATOR_SECONDS = 180
+SIMULATOR_TEST = """
+import torch
+from reinflow.envs import EnvConfig, make_env
+env = make_env(EnvConfig(env_id="PickCube-v1", sim_backend="auto", num_workers=1), num_envs=2, act_horizon=2, obs_horizon=1,
+               gamma=1.0, seed=0, device=torch.device("cpu"))
+env.reset(seed=0)
+for _ in range(3):
+    step = env.step_chunk(torch.zeros(2, 2, env.spec.action_dim))
+assert torch.isfinite(step.reward).all()
+env.close()
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: `ok`, worth knowing (`info`), or a `blocker` whose text names the fix."""
+
+    name: str
+    state: Literal["ok", "info", "blocker"]
+    text: str
+
+
+def check_python() -> Check:
+    version = platform.python_version()
+    if (3, 10) <= sys.version_info[:2] <= (3, 12):
+        return Check("python", "ok", version)
+    return Check(
+        "python", "blocker", f"Python {version} is not supported: make the venv with PYTHON=python3.11 make install"
+    )
+
+
+def check_packages() -> Check:
+    missing, found = [], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Check("packages", "blocker", f"{', '.join(missing)} not installed: run make install")
+    return Check("packages", "ok", ", ".join(found))
+
+
+def check_numpy() -> Check:
+    try:
+        version = metadata.version("numpy")
+    except metadata.PackageNotFoundError:
+        return Check("numpy pin", "blocker", "NumPy is not installed: run make install")
+    return numpy_verdict(version)
+
+
+def numpy_verdict(version: str) -> Check:
+    """NumPy 1.26 runs everything, 2.0-2.3 all but motion planning, 2.4 breaks ManiSkill's recorder."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if (major, minor) >= (2, 4) or (major, minor) < (1, 26):
+        return Check("numpy pin", "blocker", f"NumPy {version} breaks ManiSkill: pip install -c constraints.txt numpy")
+    if major == 2:
+        text = f"NumPy {version}: all works but collect_demos.py --source motionplanning, which needs numpy==1.26.4"
+        return Check("numpy pin", "info", text)
+    return Check("numpy pin", "ok", version)
+
+
+def check_gpu() -> Check:
+    try:
+        import torch
+    except ImportError as error:
+        return Check("gpu", "blocker", f"torch can't be imported ({error}): run make clean install")
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+        return Check(
+            "gpu", "ok", f"{name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, CUDA {torch.version.cuda}"
+        )
+    if shutil.which("nvidia-smi") and torch.version.cuda is None:
+        text = "there is an NVIDIA driver but torch is a CPU build: install torch's CUDA build to use physx_cuda"
+    elif shutil.which("nvidia-smi"):
+        text = f"torch (CUDA {torch.version.cuda}) sees no GPU: update the driver or check CUDA_VISIBLE_DEVICES"
+    else:
+        text = "no GPU: simulation runs batched on the CPU (physx_cpu_batched)"
+    return Check("gpu", "info", text)
+
+
+def check_vulkan() -> Check:
+    from reinflow.envs.headless import render_device_available
+
+    if render_device_available():
+        return Check("vulkan", "ok", "SAPIEN can render: images and videos work")
+    text = (
+        f"no usable Vulkan driver: state observations work without; for images and videos: {mesa_command(os_release())}"
+    )
+    return Check("vulkan", "info", text)
+
+
+def os_release() -> dict[str, str]:
+    """/etc/os-release as a dict, empty elsewhere than on Linux."""
+    path = Path("/etc/os-release")
+    if not path.is_file():
+        return {}
+    pairs = (line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
+    return {key: value.strip('"') for key, value in pairs}
+
+
+def mesa_command(release: dict[str, str]) -> str:
+    """The line that installs a software Vulkan driver (Mesa lavapipe, 24.3 or later for descriptor indexing)."""
+    packages = "mesa-vulkan-drivers libvulkan1"
+    if release.get("ID") == "debian" and release.get("VERSION_ID") == "12":
+        return (
+            f"sudo apt-get install -y -t bookworm-backports {packages}  (with bookworm-backports among the apt sources)"
+        )
+    family = f"{release.get('ID', '')} {release.get('ID_LIKE', '')}"
+    if "fedora" in family or "rhel" in family:
+        return "sudo dnf install -y mesa-vulkan-drivers vulkan-loader"
+    if "arch" in family:
+        return "sudo pacman -S vulkan-swrast vulkan-icd-loader"
+    return f"sudo apt-get update && sudo apt-get install -y {packages}  (Mesa 24.3 or later)"
+
+
+def check_simulator() -> Check:
+    """A few steps of PickCube-v1 with state observations, in a child process: a crash there is a sentence here."""
+    command = [sys.executable, "-c", SIMULATOR_TEST]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SIMULATOR_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        text = f"PickCube-v1 did not step within {SIMULATOR_SECONDS} s: another process may hold the CPU; try again"
+        return Check("simulator", "blocker", text)
+    if done.returncode == 0:
+        return Check("simulator", "ok", "PickCube-v1 steps with state observations")
+    lines = done.stderr.strip().splitlines()
+    reason = (
+        f"signal {-done.returncode}" if done.returncode < 0 else (lines[-1] if lines else f"exit {done.returncode}")
+    )
+    return Check(
+        "simulator", "blocker", f"PickCube-v1 does not step ({reason}): run make clean install, then make doctor"
+    )
+
+
+def check_disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    if free < MIN_FREE_GB:
+        return Check(
+            "disk", "blocker", f"{free:.1f} GB free in {Path.cwd()}: free {MIN_FREE_GB:.0f} GB or use --runs_dir"
+        )
+    return Check("disk", "ok", f"{free:.0f} GB free in {Path.cwd()}")
+
+
+CHECKS: tuple[Callable[[], Check], ...] = (
+    check_python,
+    check_packages,
+    check_numpy,
+    check_gpu,
+    check_vulkan,
+    check_simulator,
+    check_disk,
+)
+
+
+def diagnose(checks: tuple[Callable[[], Check], ...] = CHECKS) -> list[Check]:
+    """Run the checks; one that fails itself becomes a blocker instead of a traceback."""
+    findings = []
+    for check in checks:
+        try:
+            findings.append(check())
+        except Exception as error:  # the doctor exists for machines where anything may be broken
+            name = check.__name__.removeprefix("check_")
+            text = f"the check itself failed ({type(error).__name__}: {error}): run make clean install"
+            findings.append(Check(name, "blocker", text))
+    return findings
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the findings; 1 if one of them is a blocker."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reinflow.doctor", description="Name whatever keeps training from working."
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    arguments = parser.parse_args(argv)
+    findings = diagnose()
+    blockers = [finding for finding in findings if finding.state == "blocker"]
+    if arguments.json:
+        print(json.dumps({"ok": not blockers, "checks": [asdict(finding) for finding in findings]}, indent=2))
+    else:
+        for finding in findings:
+            print(f"{finding.state.upper():8} {finding.name:10} {finding.text}")
+        print(f"{len(blockers)} blocker(s)" if blockers else "ready to train")
+    return 1 if blockers else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Environments: `make_env` turns an `EnvConfig` into a `ChunkEnv`, whatever simulates it."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import torch
+
+from reinflow.envs.config import EnvConfig
+from reinflow.errors import UserError
+from reinflow.types import ChunkEnv
+
+TORCH_ENVS = ("Toy-v0", "SyntheticChunk-v0")
+"""env ids that need no simulator"""
+
+
+def make_env(
+    config: EnvConfig,
+    num_envs: int,
+    act_horizon: int,
+    obs_horizon: int,
+    gamma: float,
+    device: torch.device | str = "cpu",
+) -> ChunkEnv:
+    """`num_envs` envs whose tensors are on `device`; `gamma` discounts rewards inside a chunk. UserError says what is wrong."""
+    config = config.completed()
+    device = torch.device(device)
+    chunk = {"act_horizon": act_horizon, "obs_horizon": obs_horizon, "gamma": gamma}
+    if config.env_id in TORCH_ENVS:
+        return chunked(torch_env(config, num_envs, device), **chunk)
+    backend = choose_backend(config)
+    if backend == "physx_cuda":
+        from reinflow.envs.maniskill import ManiSkillEnv
+
+        return chunked(ManiSkillEnv(config, num_envs, backend), **chunk)
+    from reinflow.envs.workers import WorkerChunkEnv
+
+    make = partial(cpu_env, config, backend, chunk)
+    workers = os.cpu_count() or 1 if config.num_workers is None else config.num_workers
+    env = WorkerChunkEnv(make, num_envs, workers, act_horizon) if workers else make(num_envs, 0)
+    return env if device.type == "cpu" else OnDevice(env, device)
+
+
+def torch_env(config: EnvConfig, num_envs: int, device: torch.device):
+    from reinflow.envs.synthetic import SyntheticEnv
+    from reinflow.envs.toy import ToyEnv
+
+    if config.env_id == "Toy-v0":
+        return ToyEnv(num_envs, device, config.terminate_on_success)
+    return SyntheticEnv(num_envs, device)
+
+
+def chunked(env, act_horizon: int, obs_horizon: int, gamma: float) -> ChunkEnv:
+    from reinflow.envs.wrappers import ActionChunk
+
+    return ActionChunk(env, act_horizon, obs_horizon, gamma)
+
+
+def cpu_env(config: EnvConfig, backend: str, chunk: dict, num_envs: int, worker: int) -> ChunkEnv:
+    """The env of one worker process."""
+    from reinflow.envs.maniskill import ManiSkillEnv
+    from reinflow.envs.workers import Sequence
+
+    if backend == "physx_cpu":
+        return chunked(Sequence([ManiSkillEnv(config, 1, backend) for _ in range(num_envs)]), **chunk)
+    return chunked(ManiSkillEnv(config, num_envs, backend), **chunk)
+
+
+def choose_backend(config: EnvConfig) -> str:
+    """The simulation backend for a ManiSkill task; prints a sentence where the batched one has to be left."""
+    from reinflow.envs import cpu_batch
+    from reinflow.envs.maniskill import task_spec
+
+    task_spec(config.env_id)
+    backend = config.sim_backend
+    if backend == "auto":
+        backend = "physx_cuda" if torch.cuda.is_available() else cpu_batch.BACKEND
+    if backend == "physx_cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--sim_backend physx_cuda needs a CUDA GPU and none is visible: use --sim_backend physx_cpu_batched, "
+            "or check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        )
+    if backend == cpu_batch.BACKEND and (reason := cpu_batch.unsupported_reason(config.env_id)):
+        print(f"{reason}; using stock physx_cpu envs, which are several times slower")
+        return "physx_cpu"
+    return backend
+
+
+class OnDevice:
+    """A CPU `ChunkEnv` whose tensors a learner on another device sees as its own."""
+
+    def __init__(self, env: ChunkEnv, device: torch.device):
+        self.env = env
+        self.device = device
+        self.num_envs = env.num_envs
+        self.spec = env.spec
+        self.obs_horizon = env.obs_horizon
+
+    def reset(self, seed: int | None = None):
+        return moved(self.env.reset(seed=seed), self.device)
+
+    def step_chunk(self, actions: torch.Tensor):
+        return moved(self.env.step_chunk(actions.cpu()), self.device)
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def moved(value, device: torch.device):
+    """A tensor, or a dict or dataclass of tensors, on `device`."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: moved(inner, device) for name, inner in value.items()}
+    return type(value)(**{name: moved(inner, device) for name, inner in vars(value).items()})
+
+
+__all__ = ["EnvConfig", "make_env"]

@@ -1,0 +1,57 @@
+"""Which task runs, on which simulator, under which rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from reinflow.errors import UserError
+from reinflow.types import EnvSpec
+
+DEFAULTS = {
+    "env_id": "PickCube-v1",
+    "obs_mode": "state",
+    "control_mode": "pd_ee_delta_pose",
+    "reward_mode": "normalized_dense",
+}
+BOUND_TO_POLICY = ("env_id", "obs_mode", "control_mode")
+"""what a policy was made for and a later stage can't change"""
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The task. What is None comes from the checkpoint, or in Stage 1 from the defaults named here."""
+
+    env_id: str | None = None
+    """ManiSkill task, `Toy-v0` or `SyntheticChunk-v0`; default PickCube-v1"""
+    obs_mode: str | None = None
+    """observations; default `state`"""
+    control_mode: str | None = None
+    """what an action means; default pd_ee_delta_pose"""
+    reward_mode: str | None = None
+    """normalized_dense (default), dense or sparse"""
+    max_episode_steps: int | None = None
+    """env steps of an episode; default is the task's own limit"""
+    terminate_on_success: bool = False
+    """end episodes at success or failure; off, because a dense reward then punishes finishing"""
+    sim_backend: Literal["auto", "physx_cuda", "physx_cpu_batched", "physx_cpu"] = "auto"
+    """auto: physx_cuda with a GPU, else ManiSkill's batched code on CPU scenes; physx_cpu: stock single envs"""
+    num_workers: int | None = None
+    """simulator processes on CPU; None takes one per core, 0 simulates in the trainer's process"""
+    ik: Literal["pin", "geo"] = "pin"
+    """inverse kinematics of physx_cpu_batched: `pin` equals stock physx_cpu, `geo` is faster and like physx_cuda's"""
+
+    def completed(self, source: EnvSpec | None = None) -> EnvConfig:
+        """All None fields filled from `source` or the defaults. UserError where a flag contradicts `source`."""
+        changes = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            given = getattr(source, field.name, None)
+            if value is None:
+                changes[field.name] = DEFAULTS.get(field.name) if given is None else given
+            elif given is not None and field.name in BOUND_TO_POLICY and value != given:
+                raise UserError(
+                    f"--{field.name} {value} contradicts the checkpoint, which was trained with {given}: "
+                    f"leave the flag out, or train a checkpoint for {value}"
+                )
+        return replace(self, **changes)

@@ -1,0 +1,134 @@
+"""Inverse kinematics for the end-effector controllers of batched CPU scenes.
+
+`pin` solves each env with pinocchio, as stock `physx_cpu` does: the trajectories are the same to the bit. `geo` takes one damped
+least-squares step for all envs at once, ManiSkill's formula for GPU simulation, on a Jacobian computed here (pytorch_kinematics'
+own is ten times slower on a CPU).
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+import sapien
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reinflow.envs.cpu_batch import Ik
+from reinflow.errors import UserError
+
+_ROOT_FRAMES = ("root_translation", "root_translation:root_aligned_body_rotation")
+_MAX_PIN_ITERATIONS = 100
+"""as in ManiSkill's CPU path"""
+
+
+class GeometricJacobian:
+    """Jacobian, in the root frame, of a serial chain of revolute and prismatic joints, batched over envs."""
+
+    def __init__(self, end_link: Any) -> None:
+        joints, link = [], end_link
+        while link is not None and link.joint is not None:
+            joints.append(link.joint._objs[0])
+            link = link.joint.parent_link
+        before, self._frames, revolute = torch.eye(4), [], []
+        for joint in reversed(joints):
+            before = before @ _matrix(joint.pose_in_parent)
+            after = torch.linalg.inv(_matrix(joint.pose_in_child))
+            if joint.dof:
+                self._frames.append(before)
+                revolute.append("prismatic" not in joint.type)
+                before = after
+            else:
+                before = before @ after
+        self._tail = before
+        self._revolute = torch.tensor(revolute)
+
+    def __call__(self, q: Float[Tensor, "n j"]) -> Float[Tensor, "n 6 j"]:
+        """Rows are linear then angular velocity of the end link per joint velocity; SAPIEN's joints act along their x axis."""
+        pose, axes, origins = torch.eye(4).expand(len(q), 4, 4), [], []
+        motions = self._joint_motions(q)
+        for index, frame in enumerate(self._frames):
+            pose = pose @ frame
+            axes.append(pose[:, :3, 0])
+            origins.append(pose[:, :3, 3])
+            pose = pose @ motions[:, index]
+        end = (pose @ self._tail)[:, :3, 3:]
+        axis, origin = torch.stack(axes, 2), torch.stack(origins, 2)
+        linear = torch.where(self._revolute, torch.cross(axis, end - origin, dim=1), axis)
+        return torch.cat([linear, torch.where(self._revolute, axis, 0.0)], 1)
+
+    def _joint_motions(self, q: Float[Tensor, "n j"]) -> Float[Tensor, "n j 4 4"]:
+        angle, shift = torch.where(self._revolute, q, 0.0), torch.where(self._revolute, 0.0, q)
+        motions = torch.zeros(*q.shape, 4, 4)
+        motions[..., 0, 0] = motions[..., 3, 3] = 1
+        motions[..., 0, 3] = shift
+        motions[..., 1, 1] = motions[..., 2, 2] = angle.cos()
+        motions[..., 2, 1] = angle.sin()
+        motions[..., 1, 2] = -motions[..., 2, 1]
+        return motions
+
+
+def use_geometric_jacobian(kinematics: Any) -> None:
+    """Set up a ManiSkill `Kinematics` for `geo`: its GPU formula with the fast Jacobian."""
+    kinematics._setup_gpu()
+    kinematics.pk_chain.jacobian = GeometricJacobian(kinematics.end_link)
+
+
+def solve_with_pinocchio(
+    kinematics: Any, target: Float[Tensor, "n 7"], qpos: Float[Tensor, "n d"]
+) -> Float[Tensor, "n c"]:
+    """Positions of the controlled joints that reach `target` (position, quaternion, root frame); unreachable rows stay put."""
+    solution = qpos[:, kinematics.active_joint_indices]
+    start = qpos[:, kinematics.pmodel_active_joint_indices].numpy().astype(np.float64)
+    controlled = kinematics.pmodel_controlled_joint_indices.numpy()
+    mask = kinematics.qmask.numpy().astype(np.int32)
+    solve, end_link, rows = kinematics.pmodel.compute_inverse_kinematics, kinematics.end_link_idx, solution.numpy()
+    target = target.numpy()
+    for row, (position, quaternion) in enumerate(zip(target[:, :3], target[:, 3:], strict=True)):
+        q, success, _ = solve(
+            end_link,
+            sapien.Pose(position, quaternion),
+            initial_qpos=start[row],
+            active_qmask=mask,
+            max_iterations=_MAX_PIN_ITERATIONS,
+        )
+        if success:
+            rows[row] = q[controlled]
+    return solution
+
+
+def set_action_with_pinocchio(controller: Any, action: Float[Tensor, "n a"]) -> None:
+    """`PDEEPosController.set_action` as on the CPU: a target pose first, then converged inverse kinematics."""
+    from mani_skill.utils.structs.pose import Pose
+
+    action = controller._preprocess_action(action)
+    controller._step = 0
+    controller._start_qpos = controller.qpos
+    previous = controller._target_pose if controller.config.use_target else controller.ee_pose_at_base
+    controller._target_pose: Pose = controller.compute_target_pose(previous, action)
+    controller._target_qpos = solve_with_pinocchio(
+        controller.kinematics, controller._target_pose.raw_pose, controller.articulation.get_qpos()
+    )
+    if controller.config.interpolate:
+        controller._step_size = (controller._target_qpos - controller._start_qpos) / controller._sim_steps
+    else:
+        controller.set_drive_targets(controller._target_qpos)
+
+
+def check_frame(controller: Any) -> None:
+    """Raises UserError for a control frame that the `geo` formula doesn't know."""
+    if controller.config.frame not in _ROOT_FRAMES:
+        raise UserError(f"ik='geo' controls in the root frame and got {controller.config.frame!r}; choose ik='pin'")
+
+
+def parse_ik(name: str | None) -> Ik:
+    """`pin` by default. Raises UserError for an unknown name."""
+    ik = name or "pin"
+    if ik not in get_args(Ik):
+        raise UserError(f"Unknown ik {ik!r} for physx_cpu_batched; choose one of {', '.join(get_args(Ik))}")
+    return ik
+
+
+def _matrix(pose: sapien.Pose) -> Float[Tensor, "4 4"]:
+    return torch.from_numpy(pose.to_transformation_matrix().astype(np.float32))

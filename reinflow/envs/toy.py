@@ -1,0 +1,101 @@
+"""`Toy-v0`: a two-mode reach in the plane that proves a trainer in two minutes (pure torch, batched, any device).
+
+A point starts left of a wall with a door near each end, and has to come within `GOAL_RADIUS` of a goal on the right. Demonstrations use
+either door, so their mean runs into the wall; and they are noisy, so their imitation reaches the goal in about half of the episodes.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reinflow.types import EnvSpec, StepResult
+
+STEP = 0.12
+"""distance of a full action"""
+WALL = 0.35
+"""|y| below which the wall at x = 0 lets nothing pass"""
+GOAL_X = 0.8
+GOAL_RADIUS = 0.06
+EPISODE = 24
+"""env steps"""
+
+
+class ToyEnv:
+    """A `BatchedEnv`: state is (x, y, goal y), an action is a step in x and y; reward is 1 - distance/3, 1 at the goal."""
+
+    def __init__(self, num_envs: int, device: torch.device | str = "cpu", terminate_on_success: bool = False):
+        self.num_envs = num_envs
+        self.device = torch.device(device)
+        self.terminate_on_success = terminate_on_success
+        self.generator = torch.Generator(self.device).manual_seed(0)
+        self.position = torch.zeros(num_envs, 2, device=self.device)
+        self.goal = torch.zeros(num_envs, 2, device=self.device)
+        self.spec = EnvSpec(
+            env_id="Toy-v0",
+            obs_mode="state",
+            control_mode="toy",
+            sim_backend="torch",
+            reward_mode="normalized_dense",
+            state_dim=3,
+            action_low=(-1.0, -1.0),
+            action_high=(1.0, 1.0),
+            max_episode_steps=EPISODE,
+        )
+
+    def reset(self, seed: int | None = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
+        if seed is not None:
+            self.generator.manual_seed(seed)
+        where = slice(None) if env_idx is None else env_idx
+        rows = self.num_envs if env_idx is None else len(env_idx)
+        drawn = torch.rand(rows, 3, generator=self.generator, device=self.device) * 2 - 1
+        start = torch.stack((-0.8 + 0.1 * drawn[:, 0], 0.1 * drawn[:, 1]), 1)
+        goal = torch.stack((torch.full_like(drawn[:, 2], GOAL_X), 0.3 * drawn[:, 2]), 1)
+        self.position = self.position.clone()
+        self.goal = self.goal.clone()
+        self.position[where], self.goal[where] = start, goal
+        return self._obs()
+
+    def step(self, action: Float[Tensor, "n 2"]) -> StepResult:
+        before = self.position
+        after = (before + STEP * action.clamp(-1, 1)).clamp(-1, 1)
+        blocked = (before[:, 0] * after[:, 0] <= 0) & (after[:, 1].abs() < WALL)
+        after[:, 0] = torch.where(blocked, before[:, 0], after[:, 0])
+        self.position = after
+        distance = (after - self.goal).norm(dim=1)
+        success = distance < GOAL_RADIUS
+        reward = torch.where(success, 1.0, 1 - distance / 3)
+        return StepResult(self._obs(), reward, success, success & self.terminate_on_success)
+
+    def close(self) -> None:
+        pass
+
+    def _obs(self) -> dict[str, Tensor]:
+        return {"state": torch.cat((self.position, self.goal[:, 1:]), 1)}
+
+
+def toy_demos(num: int, noise: float, seed: int) -> list[dict[str, Tensor]]:
+    """`num` scripted episodes, half of them through either door, with Gaussian action noise of std `noise`.
+
+    Each has `obs` (T+1 s), `actions` (T a), `rewards` (T) and `success` (T).
+    """
+    env = ToyEnv(num)
+    generator = torch.Generator().manual_seed(seed)
+    frame = env.reset(seed=seed)["state"]
+    side = (torch.arange(num) % 2 * 2 - 1).float()
+    frames, actions, rewards, successes = [frame], [], [], []
+    for _ in range(EPISODE):
+        position = env.position
+        door = torch.stack((torch.full_like(side, 0.1), side * (WALL + 0.12)), 1)
+        target = torch.where((position[:, :1] < 0.05), door, env.goal)
+        action = (target - position) / STEP + noise * torch.randn(num, 2, generator=generator)
+        action = action.clamp(-1, 1)
+        step = env.step(action)
+        frames.append(step.obs["state"])
+        actions.append(action)
+        rewards.append(step.reward)
+        successes.append(step.success)
+    columns = {"obs": frames, "actions": actions, "rewards": rewards, "success": successes}
+    stacked = {name: torch.stack(values, 1) for name, values in columns.items()}
+    return [{name: value[index] for name, value in stacked.items()} for index in range(num)]

@@ -1,0 +1,113 @@
+"""One decision is up to `act_horizon` env steps: the chunk executor and the observation history over any `BatchedEnv`."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from reinflow.types import BatchedEnv, ChunkStep, EpisodeStats, Obs
+
+
+class ObsHistory:
+    """The last `horizon` frames of every env, oldest first."""
+
+    def __init__(self, horizon: int):
+        self.horizon = horizon
+        self.frames: Obs = {}
+
+    def refill(self, frame: dict[str, Tensor], where: Bool[Tensor, "n"]) -> None:
+        """Where a new episode starts, its first frame fills the whole history; other envs keep theirs."""
+        for name, value in frame.items():
+            filled = value.unsqueeze(1).expand(-1, self.horizon, *value.shape[1:])
+            old = self.frames.get(name, filled)
+            self.frames[name] = torch.where(_like(where, old), filled, old)
+
+    def push(self, frame: dict[str, Tensor], where: Bool[Tensor, "n"]) -> None:
+        """Append a frame in the envs that are still running."""
+        for name, value in frame.items():
+            old = self.frames[name]
+            shifted = torch.cat((old[:, 1:], value.unsqueeze(1)), dim=1)
+            self.frames[name] = torch.where(_like(where, old), shifted, old)
+
+    def snapshot(self) -> Obs:
+        """The stacked frames; `push` and `refill` make new tensors, so these stay as they are."""
+        return dict(self.frames)
+
+
+class ActionChunk:
+    """A `ChunkEnv` over a `BatchedEnv`: executes chunks, keeps histories and statistics, resets ended envs once per chunk."""
+
+    def __init__(self, env: BatchedEnv, act_horizon: int, obs_horizon: int, gamma: float):
+        """`gamma` discounts rewards inside a chunk, per env step."""
+        self.env = env
+        self.spec = env.spec
+        self.num_envs = env.num_envs
+        self.device = env.device
+        self.act_horizon = act_horizon
+        self.obs_horizon = obs_horizon
+        self.gamma = gamma
+        self.history = ObsHistory(obs_horizon)
+        self.low = torch.tensor(env.spec.action_low, device=env.device)
+        self.high = torch.tensor(env.spec.action_high, device=env.device)
+        self.everywhere = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+        self.stats = self._fresh_stats()
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Start new episodes everywhere."""
+        self.history.refill(self.env.reset(seed=seed), self.everywhere)
+        self.stats = self._fresh_stats()
+        return self.history.snapshot()
+
+    def step_chunk(self, actions: Float[Tensor, "n e a"]) -> ChunkStep:
+        """Execute a chunk in env units. An env that ends in the middle executes no more of it; the others go on."""
+        actions = actions.clamp(self.low, self.high)
+        alive = self.everywhere
+        reward = torch.zeros(self.num_envs, device=self.device)
+        executed = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
+        terminated, truncated = ~self.everywhere, ~self.everywhere
+        stats = self.stats
+        for index in range(actions.shape[1]):
+            # on a GPU this test would wait for the simulator; there the dead steps are the cheaper choice
+            if self.device.type == "cpu" and not alive.any():
+                break
+            step = self.env.step(actions[:, index])
+            counted = step.reward * alive
+            reward = reward + self.gamma**index * counted
+            executed = executed + alive
+            stats = EpisodeStats(
+                return_=stats.return_ + counted,
+                length=stats.length + alive,
+                success_once=stats.success_once | (step.success & alive),
+                success_at_end=torch.where(alive, step.success, stats.success_at_end),
+            )
+            self.history.push(step.obs, alive)
+            terminated = terminated | (alive & step.terminated)
+            truncated = truncated | (alive & ~terminated & (stats.length >= self.spec.max_episode_steps))
+            alive = ~(terminated | truncated)
+        final_obs, ended = self.history.snapshot(), ~alive
+        self._restart(ended, stats)
+        return ChunkStep(self.history.snapshot(), final_obs, reward, executed, terminated, truncated, stats)
+
+    def close(self) -> None:
+        self.env.close()
+
+    def _restart(self, ended: Bool[Tensor, "n"], stats: EpisodeStats) -> None:
+        """Reset the ended envs alone; everything of the others stays."""
+        self.stats = stats
+        env_idx: Int[Tensor, "m"] = ended.nonzero().squeeze(1)
+        if len(env_idx) == 0:
+            return
+        self.history.refill(self.env.reset(env_idx=env_idx), ended)
+        fresh = self._fresh_stats()
+        self.stats = EpisodeStats(
+            **{name: torch.where(ended, getattr(fresh, name), value) for name, value in vars(stats).items()}
+        )
+
+    def _fresh_stats(self) -> EpisodeStats:
+        nothing = torch.zeros(self.num_envs, device=self.device)
+        return EpisodeStats(nothing, nothing.long(), nothing.bool(), nothing.bool())
+
+
+def _like(where: Bool[Tensor, "n"], value: Tensor) -> Tensor:
+    return where.view(-1, *(1,) * (value.dim() - 1))

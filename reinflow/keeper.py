@@ -1,0 +1,75 @@
+"""Evaluates a policy while it trains and keeps what is worth keeping: `best_model.pt` and resumable checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from reinflow.checkpoint import Checkpoint, latest_training, rng_state, save_checkpoint, save_training, set_rng_state
+from reinflow.evaluation import EvalConfig, evaluate
+from reinflow.policies.base import Policy
+from reinflow.run import Run
+from reinflow.types import ChunkEnv
+
+
+class Keeper:
+    """One per run; `snapshot` builds the checkpoint of the moment."""
+
+    def __init__(
+        self,
+        run: Run,
+        env: ChunkEnv,
+        config: EvalConfig,
+        generator: torch.Generator,
+        snapshot: Callable[[], Checkpoint],
+    ):
+        self.run = run
+        self.env = env
+        self.config = config
+        self.generator = generator
+        self.snapshot = snapshot
+        self.best: tuple[float, float] | None = None
+        """(success_once, success_at_end) of best_model.pt"""
+        self.first: float | None = None
+        """success_once of the first evaluation, which in Stages 2 and 3 is the pretrained policy's"""
+
+    def evaluate(self, policy: Policy, step: int) -> dict[str, Any]:
+        """Metrics of whole episodes; a new best is written to `best_model.pt`."""
+        started = time.perf_counter()
+        result = evaluate(policy, self.env, episodes=self.config.num_eval_episodes, seed=self.config.eval_seed)
+        metrics = result.metrics()
+        score = (metrics["eval/success_once"], metrics["eval/success_at_end"])
+        if self.first is None:
+            self.first = score[0]
+        if self.best is None or score > self.best:
+            self.best = score
+            checkpoint = self.snapshot()
+            checkpoint.meta |= {"step": step, "metrics": metrics}
+            save_checkpoint(self.run.dir / "best_model.pt", checkpoint)
+        self.run.status(success=score[0], best_success=self.best[0])
+        return {**metrics, "eval/best_success_once": self.best[0], "time/eval": time.perf_counter() - started}
+
+    def save(self, step: int, training: dict[str, Any]) -> None:
+        """Write a resumable checkpoint: the snapshot, `training`, and every random state."""
+        checkpoint = self.snapshot()
+        checkpoint.training = training | {
+            "step": step,
+            "best": list(self.best) if self.best else None,
+            "first": self.first,
+            "rng": rng_state(),
+            "generator": self.generator.get_state(),
+        }
+        save_training(self.run.dir, step, checkpoint)
+
+    def restore(self) -> dict[str, Any]:
+        """What `save` was given (with its `step`), after the best score and the random states are back in place."""
+        training = latest_training(self.run.dir, self.run.device).training
+        self.best = tuple(training["best"]) if training["best"] else None
+        self.first = training["first"]
+        set_rng_state(training["rng"])
+        self.generator.set_state(training["generator"].cpu())
+        self.run.rewind(training["step"])
+        return training

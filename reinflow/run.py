@@ -1,0 +1,215 @@
+"""A run: its directory, device, seeds, logs, progress and status file.
+
+    with Run.open(config.run, name="reinflow-PickCube-v1-seed0", full_config=config, total=10**6, unit="steps") as run:
+        run.log({"losses/value": loss}, step=1000)
+        run.progress(1000)
+
+Makes `runs/<exp_name>/` with config.json, status.json, metrics.jsonl, train.log, checkpoints/, videos/ and TensorBoard
+events. A monitor needs nothing but status.json, which says done, failed or killed when the block ends.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from reinflow.errors import UserError
+from reinflow.log import JsonlSink, Metrics, MetricsLog, TensorBoardSink, WandbSink, rewind_jsonl
+from reinflow.progress import Progress
+from reinflow.rundir import RunDir, describe_run, write_config
+from reinflow.status import Status
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Name, seed, device and logs of a run."""
+
+    exp_name: str | None = None
+    """directory below runs_dir; None makes it from stage, task and seed"""
+    seed: int = 0
+    """seed of Python, NumPy, torch and the training envs"""
+    torch_deterministic: bool = True
+    """deterministic cuDNN kernels; a CPU run repeats bit by bit anyway"""
+    cuda: bool = True
+    """use a GPU when there is one"""
+    track: bool = False
+    """log to wandb as well; WANDB_MODE=offline needs no network"""
+    wandb_project_name: str = "ManiSkill_ReinFlow"
+    """wandb project"""
+    wandb_entity: str | None = None
+    """wandb user or team; None is the account's default"""
+    capture_video: bool = False
+    """record videos of evaluations (needs a Vulkan driver)"""
+    runs_dir: str = "runs"
+    """folder of all runs"""
+    resume: str | None = None
+    """run directory to continue from its newest checkpoint; its flags are the defaults then"""
+    overwrite: bool = False
+    """replace an earlier run of the same name"""
+    num_threads: int | None = None
+    """torch CPU threads; None leaves torch's choice"""
+
+
+def pick_device(cuda: bool) -> torch.device:
+    """The GPU if asked for and there, else the CPU."""
+    return torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")
+
+
+def seed_everything(seed: int, deterministic: bool = True) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+class Run:
+    """Open with `Run.open`; a context manager that leaves a true status.json however the block ends."""
+
+    def __init__(self, config: RunConfig, folder: RunDir, description: dict[str, Any], total: int, unit: str):
+        self.config = config
+        self.dir: Path = folder.path
+        """the run's directory"""
+        self.resumed = config.resume is not None
+        """whether `latest_training(run.dir)` should be loaded"""
+        self.device = pick_device(config.cuda)
+        self.alarms: list[str] = []
+        """distinct warnings so far"""
+        self._folder = folder
+        self._pid = os.getpid()
+        self._text = (self.dir / "train.log").open("a", buffering=1)
+        self._status = Status.new(self.dir / "status.json", self.dir.name, config.seed, total, unit, self.resumed)
+        self._progress = Progress(total, unit, self._write_text)
+        self._logs = MetricsLog(self.alarm)
+        self._purge_step: int | None = None
+        self._description = description
+        self._began = self.resumed
+        self._handlers: dict[int, Any] = {}
+
+    @classmethod
+    def open(cls, config: RunConfig, *, name: str, full_config: Any, total: int, unit: str) -> Run:
+        """Make (or, to resume, take) the directory, describe the run in it, seed everything.
+
+        `full_config` is the whole script's dataclass; `total` counts `unit`s ("env steps", "iterations"). UserError if
+        the directory exists or if another process trains in it; nothing is touched then.
+        """
+        if config.num_threads is not None:
+            if config.num_threads < 1:
+                raise UserError(f"--num_threads must be at least 1, got {config.num_threads}")
+            torch.set_num_threads(config.num_threads)
+        folder = RunDir.take(Path(config.runs_dir) / (config.exp_name or name), config.resume, config.overwrite)
+        description = describe_run(full_config, config.seed)
+        write_config(folder.path, description)
+        run = cls(config, folder, description, total, unit)
+        run.seed_everything()
+        return run
+
+    def __enter__(self) -> Run:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+        self.status(state="running")
+        self.say(f"run {self.dir} on {self.device}")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if os.getpid() != self._pid:  # a forked worker leaves through here too, and the run isn't its to close
+            return
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._logs.close()
+        self._progress.close()
+        state, sentence = outcome(error)
+        if state == "failed" and not isinstance(error, UserError):
+            self._text.write("".join(traceback.format_exception(kind, error, trace)))
+        self.status(state=state, error=sentence)
+        self._text.close()
+        never_began = isinstance(error, UserError) and not self._began
+        self._folder.release(remove=never_began)
+
+    def seed_everything(self) -> None:
+        """Seed Python, NumPy and torch with the run's seed."""
+        seed_everything(self.config.seed, self.config.torch_deterministic)
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        """Write scalars to every sink; tensors are read here, once."""
+        self._began = True
+        if not self._logs.opened:
+            self._open_logs()
+        self._logs.write(metrics, step)
+        self._status.beat(step)
+
+    def status(self, **fields: Any) -> None:
+        """Update status.json: `phase`, `success`, `best_success`, or any other number that a monitor should show."""
+        self._status.update(**fields)
+        self._progress.show(phase=self._status["phase"], success=self._status["success"])
+
+    def progress(self, step: int, **postfix: Any) -> None:
+        """Move the bar (or print a line, every few seconds) and refresh speed and time left in status.json."""
+        self._began = True
+        self._progress.update(step, postfix)
+        self._status.beat(step, sps=self._progress.speed, eta=self._progress.eta)
+
+    def alarm(self, message: str) -> None:
+        """Warn once per distinct message; alarms stay visible in status.json."""
+        if message in self.alarms:
+            return
+        self.alarms.append(message)
+        self.say(f"warning: {message}")
+        self._status.update(alarms=self.alarms)
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar and keep it in train.log."""
+        self._progress.print(line)
+
+    def rewind(self, step: int) -> None:
+        """After a resume from `step`, before the first `log`: forget what was logged beyond it, time from here."""
+        rewind_jsonl(self.dir / "metrics.jsonl", step)
+        self._purge_step = step + 1
+        self._progress.start(step)
+        self._status.update(step=step)
+
+    def _open_logs(self) -> None:
+        config = self.config
+        self._logs.open("metrics.jsonl", lambda: JsonlSink(self.dir / "metrics.jsonl"))
+        self._logs.open("TensorBoard", lambda: TensorBoardSink(self.dir, self._purge_step))
+        if config.track:
+            project, entity, flags = config.wandb_project_name, config.wandb_entity, self._description["flags"]
+            self._logs.open("wandb", lambda: WandbSink(self.dir, project, entity, flags))
+
+    def _write_text(self, line: str) -> None:
+        self._text.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # inherited by a forked worker: die as if it had no handler
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        raise SystemExit(128 + number)
+
+
+def outcome(error: BaseException | None) -> tuple[str, str | None]:
+    """How a run ended, and its error in a line."""
+    if error is None:
+        return "done", None
+    if isinstance(error, KeyboardInterrupt):
+        return "killed", "interrupted"
+    if isinstance(error, SystemExit):
+        if not error.code:
+            return "done", None
+        killed = isinstance(error.code, int) and error.code > 128
+        return ("killed" if killed else "failed"), f"exit code {error.code}"
+    lines = str(error).strip().splitlines()
+    return "failed", f"{type(error).__name__}: {lines[-1] if lines else ''}"

@@ -1,0 +1,155 @@
+"""The directory of a run: taken by one process at a time, never clobbered by accident, described by its config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from reinflow.cli import flat_fields
+from reinflow.errors import UserError
+from reinflow.files import plain, write_json
+
+LOCK = ".lock"
+
+
+class RunDir:
+    """A directory that this process holds until `release`."""
+
+    def __init__(self, path: Path, lock: IO[str]):
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def take(cls, path: Path, resume: str | None, overwrite: bool) -> RunDir:
+        """Make `path`, or take the existing directory `resume`; UserError if that is not possible."""
+        if resume is not None:
+            path = Path(resume)
+            if not is_run(path):
+                raise UserError(
+                    f"--resume {resume} is not a run directory (it has no config.json of ours): check the path"
+                )
+            held = cls(path, lock(path))
+        elif path.exists() or path.is_symlink():
+            held = cls._replace(path, overwrite)
+        else:
+            path.mkdir(parents=True)
+            held = cls(path, lock(path))
+        for name in ("checkpoints", "videos"):
+            (path / name).mkdir(exist_ok=True)
+        return held
+
+    @classmethod
+    def _replace(cls, path: Path, overwrite: bool) -> RunDir:
+        if not overwrite:
+            raise UserError(
+                f"{path} exists: continue it with --resume {path}, choose another --exp_name, "
+                "or replace it with --overwrite"
+            )
+        if path.is_symlink() or not is_run(path):
+            raise UserError(
+                f"{path} exists and is not a run of ours, so --overwrite leaves it alone: choose another --exp_name"
+            )
+        held = cls(path, lock(path))
+        empty(path)
+        return held
+
+    def release(self, remove: bool = False) -> None:
+        """Let go of the directory; `remove` deletes it, for a run that never began."""
+        if remove:
+            shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` holds a run: a config.json with the keys that `write_config` writes."""
+    try:
+        description = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(description, dict) and {"config", "flags", "argv", "versions"} <= description.keys()
+
+
+def lock(path: Path) -> IO[str]:
+    """Hold `path` for this process; the kernel lets go when the process ends, however it ends."""
+    file = (path / LOCK).open("a")
+    try:
+        # lockf, not flock: forked simulator workers that outlive a killed trainer must not keep its lock
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(
+            f"another process is training in {path}: wait for it, stop it, or choose another --exp_name"
+        ) from None
+    return file
+
+
+def empty(path: Path) -> None:
+    for entry in path.iterdir():
+        if entry.name == LOCK:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def describe_run(full_config: Any, seed: int) -> dict[str, Any]:
+    """What config.json holds: the nested config, the same as flat flags, the command, versions, commit and machine."""
+    return {
+        "config": dataclasses.asdict(full_config),
+        "flags": dict(flat_fields(full_config)),
+        "seed": seed,
+        "argv": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "host": platform.node(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def write_config(path: Path, description: dict[str, Any]) -> None:
+    """Write config.json; on a resume the earlier descriptions stay, newest first, under `earlier`."""
+    target, earlier = path / "config.json", []
+    if target.exists():
+        before = json.loads(target.read_text())
+        earlier = [{key: value for key, value in before.items() if key != "earlier"}, *before.get("earlier", [])]
+    write_json(target, {**plain(description), "earlier": earlier})
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions of what decides a run's numbers, read without importing anything."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("reinflow", "torch", "numpy", "mani_skill", "sapien", "gymnasium"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the source tree, with `+` appended where tracked files differ from it; None outside a repository."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,91 @@
+"""Stage 2: improve a cloned policy offline by advantage weighting (AW-ShortCut Flow), on demonstrations with rewards.
+
+    python train_aw_shortcut_flow.py --pretrained_path runs/shortcut_flow-PickCube-v1-seed0 --demo_path demos/PickCube-v1/trajectory.h5
+
+Without `--pretrained_path` it starts from scratch. Writes `runs/aw_shortcut_flow-<env_id>-seed<seed>/best_model.pt`, which carries V for
+Stage 3.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from reinflow.algos.awr import AWRConfig
+from reinflow.algos.bc import BCConfig
+from reinflow.algos.critics import CriticConfig
+from reinflow.cli import Flat, run_script
+from reinflow.data.config import DemoConfig
+from reinflow.envs import EnvConfig
+from reinflow.evaluation import EvalConfig
+from reinflow.loops import OfflineConfig
+from reinflow.policies import PolicyConfig, ShortcutConfig
+from reinflow.presets import WEIGHTED_PRESETS
+from reinflow.run import RunConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """Stage 2: advantage-weighted offline improvement."""
+
+    pretrained_path: str | None = None
+    """checkpoint of Stage 1, a file or a run directory; None trains from scratch"""
+    num_inference_steps: int = 4
+    """denoising steps K; only used from scratch, a checkpoint keeps its own"""
+    run: Flat[RunConfig] = field(default_factory=RunConfig)
+    env: Flat[EnvConfig] = field(default_factory=EnvConfig)
+    demos: Flat[DemoConfig] = field(default_factory=DemoConfig)
+    policy: Flat[PolicyConfig] = field(default_factory=PolicyConfig)
+    shortcut: Flat[ShortcutConfig] = field(default_factory=ShortcutConfig)
+    bc: Flat[BCConfig] = field(default_factory=BCConfig)
+    awr: Flat[AWRConfig] = field(default_factory=AWRConfig)
+    critics: Flat[CriticConfig] = field(default_factory=CriticConfig)
+    offline: Flat[OfflineConfig] = field(default_factory=OfflineConfig)
+    evaluation: Flat[EvalConfig] = field(default_factory=EvalConfig)
+
+
+def main(config: Config) -> None:
+    from reinflow.algos.awr import AdvantageWeightedRegression
+    from reinflow.checkpoint import load_checkpoint, load_state_
+    from reinflow.data.chunks import ChunkDataset
+    from reinflow.data.demos import open_demos
+    from reinflow.envs import make_env
+    from reinflow.offline_run import train_offline
+    from reinflow.policies import build_policy
+    from reinflow.run import Run
+
+    checkpoint = load_checkpoint(config.pretrained_path) if config.pretrained_path else None
+    env_config = config.env.completed(checkpoint.env_spec if checkpoint else None)
+    demos = open_demos(config.demos, env_config, need_rewards=True)
+    name = f"aw_shortcut_flow-{env_config.env_id}-seed{config.run.seed}"
+    with Run.open(config.run, name=name, full_config=config, total=config.offline.total_iters, unit="iterations") as run:
+        chosen = checkpoint.policy_spec if checkpoint else config.policy
+        horizons = {"act_horizon": chosen.act_horizon, "obs_horizon": chosen.obs_horizon}
+        gamma = config.critics.gamma
+        env = make_env(env_config, num_envs=config.evaluation.envs, gamma=gamma, device=run.device, **horizons)
+        with closing(env):
+            spec = checkpoint.policy_spec if checkpoint else config.policy.for_env(env.spec, config.num_inference_steps)
+            dataset = ChunkDataset(demos, pred_horizon=spec.pred_horizon, gamma=gamma, device=run.device, **horizons)
+            options = {"config": config.shortcut} if spec.family == "shortcut" else {}
+            policy = build_policy(spec, **options).to(run.device)
+            if checkpoint:
+                load_state_(policy, checkpoint.policy_state, f"the policy of {config.pretrained_path}")
+            else:
+                policy.fit_normalizers_(*dataset.statistics())
+            learner = AdvantageWeightedRegression(
+                policy, config.bc, config.awr, config.critics, config.offline.total_iters
+            )
+            train_offline(
+                learner,
+                dataset.sample_transitions,
+                run,
+                env,
+                config.offline,
+                config.evaluation,
+                evaluate_first=checkpoint is not None,
+                critic_state=lambda: learner.critics.unscaled_value().state_dict(),
+            )
+
+
+if __name__ == "__main__":
+    run_script(main, Config, presets=WEIGHTED_PRESETS)

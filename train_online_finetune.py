@@ -1,0 +1,81 @@
+"""Stage 3: fine-tune a checkpoint of Stage 1 or 2 online with ReinFlow, PPO over the noisy denoising chain.
+
+    python train_online_finetune.py --pretrained_path runs/shortcut_flow-PickCube-v1-seed0 --total_timesteps 1000000
+    python train_online_finetune.py --pretrained_path ... --sim_backend physx_cuda --num_envs 256 --rollout_steps 32
+
+Writes `runs/reinflow-<env_id>-seed<seed>/`; its first evaluation is the pretrained policy's.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+
+from reinflow.algos.ppo import PPOConfig
+from reinflow.algos.schedules import NoiseConfig
+from reinflow.cli import Flat, run_script
+from reinflow.envs import EnvConfig
+from reinflow.errors import UserError
+from reinflow.evaluation import EvalConfig
+from reinflow.loops import OnPolicyConfig
+from reinflow.policies import NoiseNetConfig
+from reinflow.presets import ONLINE_PRESETS
+from reinflow.run import RunConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """Stage 3: online fine-tuning."""
+
+    pretrained_path: str = ""
+    """checkpoint of Stage 1 or 2: a file or a run directory (its best_model.pt)"""
+    num_inference_steps: int | None = None
+    """denoising steps K that are fine-tuned; None takes the checkpoint's"""
+    freeze_visual_encoder: bool = False
+    """keep an image encoder fixed; a state encoder is a normaliser and has nothing to train"""
+    run: Flat[RunConfig] = field(default_factory=RunConfig)
+    env: Flat[EnvConfig] = field(default_factory=EnvConfig)
+    online: Flat[OnPolicyConfig] = field(default_factory=OnPolicyConfig)
+    ppo: Flat[PPOConfig] = field(default_factory=PPOConfig)
+    noise: Flat[NoiseConfig] = field(default_factory=NoiseConfig)
+    noise_net: Flat[NoiseNetConfig] = field(default_factory=NoiseNetConfig)
+    evaluation: Flat[EvalConfig] = field(default_factory=EvalConfig)
+
+
+def main(config: Config) -> None:
+    from reinflow.agent import ReinFlowAgent
+    from reinflow.algos.ppo import PPO
+    from reinflow.checkpoint import load_checkpoint, load_state_
+    from reinflow.envs import make_env
+    from reinflow.online_run import train_online
+    from reinflow.policies import build_policy
+    from reinflow.run import Run
+
+    if not config.pretrained_path:
+        raise UserError("--pretrained_path is missing: pass a run directory or a best_model.pt of Stage 1 or Stage 2")
+    checkpoint = load_checkpoint(config.pretrained_path)
+    env_config = config.env.completed(checkpoint.env_spec)
+    name = f"reinflow-{env_config.env_id}-seed{config.run.seed}"
+    with Run.open(
+        config.run, name=name, full_config=config, total=config.online.total_timesteps, unit="env_steps"
+    ) as run:
+        policy = build_policy(checkpoint.policy_spec).to(run.device)
+        load_state_(policy, checkpoint.policy_state, f"the policy of {config.pretrained_path}")
+        agent = ReinFlowAgent.from_policy(
+            policy, config.ppo, config.noise, config.noise_net, config.num_inference_steps
+        )
+        if checkpoint.critic_state is not None:
+            load_state_(agent.critic, checkpoint.critic_state, f"the critic of {config.pretrained_path}")
+        horizons = {"act_horizon": policy.spec.act_horizon, "obs_horizon": policy.spec.obs_horizon}
+        with ExitStack() as envs:
+            env, eval_env = (
+                envs.enter_context(
+                    closing(make_env(env_config, num_envs=count, gamma=config.ppo.gamma, device=run.device, **horizons))
+                )
+                for count in (config.online.num_envs, config.evaluation.envs)
+            )
+            train_online(agent, PPO(agent, config.ppo), run, env, eval_env, config.online, config.evaluation)
+
+
+if __name__ == "__main__":
+    run_script(main, Config, presets=ONLINE_PRESETS)

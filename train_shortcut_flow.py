@@ -1,0 +1,66 @@
+"""Stage 1: clone demonstrations with a flow policy, ShortCut Flow by default.
+
+    python train_shortcut_flow.py --env_id PickCube-v1 --demo_path demos/PickCube-v1/trajectory.h5
+
+Writes `runs/shortcut_flow-<env_id>-seed<seed>/best_model.pt`, which Stages 2 and 3 start from.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from reinflow.algos.bc import BCConfig
+from reinflow.cli import Flat, run_script
+from reinflow.data.config import DemoConfig
+from reinflow.envs import EnvConfig
+from reinflow.evaluation import EvalConfig
+from reinflow.loops import OfflineConfig
+from reinflow.policies import PolicyConfig, ShortcutConfig
+from reinflow.presets import CLONING_PRESETS
+from reinflow.run import RunConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """Stage 1: behaviour cloning of demonstrations."""
+
+    num_inference_steps: int = 4
+    """denoising steps K of evaluation, and the default of later stages"""
+    run: Flat[RunConfig] = field(default_factory=RunConfig)
+    env: Flat[EnvConfig] = field(default_factory=EnvConfig)
+    demos: Flat[DemoConfig] = field(default_factory=DemoConfig)
+    policy: Flat[PolicyConfig] = field(default_factory=PolicyConfig)
+    shortcut: Flat[ShortcutConfig] = field(default_factory=ShortcutConfig)
+    bc: Flat[BCConfig] = field(default_factory=BCConfig)
+    offline: Flat[OfflineConfig] = field(default_factory=OfflineConfig)
+    evaluation: Flat[EvalConfig] = field(default_factory=EvalConfig)
+
+
+def main(config: Config) -> None:
+    from reinflow.algos.bc import BehaviorCloning
+    from reinflow.data.chunks import ChunkDataset
+    from reinflow.data.demos import open_demos
+    from reinflow.envs import make_env
+    from reinflow.offline_run import train_offline
+    from reinflow.policies import build_policy
+    from reinflow.run import Run
+
+    env_config = config.env.completed()
+    demos = open_demos(config.demos, env_config)
+    name = f"shortcut_flow-{env_config.env_id}-seed{config.run.seed}"
+    with Run.open(config.run, name=name, full_config=config, total=config.offline.total_iters, unit="iterations") as run:
+        horizons = {"act_horizon": config.policy.act_horizon, "obs_horizon": config.policy.obs_horizon}
+        env = make_env(env_config, num_envs=config.evaluation.envs, gamma=1.0, device=run.device, **horizons)
+        with closing(env):
+            spec = config.policy.for_env(env.spec, config.num_inference_steps)
+            dataset = ChunkDataset(demos, pred_horizon=spec.pred_horizon, gamma=1.0, device=run.device, **horizons)
+            options = {"config": config.shortcut} if spec.family == "shortcut" else {}
+            policy = build_policy(spec, **options).to(run.device)
+            policy.fit_normalizers_(*dataset.statistics())
+            learner = BehaviorCloning(policy, config.bc, config.offline.total_iters)
+            train_offline(learner, dataset.sample, run, env, config.offline, config.evaluation, evaluate_first=False)
+
+
+if __name__ == "__main__":
+    run_script(main, Config, presets=CLONING_PRESETS)
