@@ -10,7 +10,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_inf
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3 python; do \
 	$$python -c '$(SUITABLE)' 2>/dev/null && { echo $$python; break; }; done)
 
-.PHONY: quickstart test lint format doctor install clean
+.PHONY: quickstart test lint types format doctor install clean
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
@@ -22,6 +22,9 @@ test: lint
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	@$(BIN)/mypy
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .
@@ -42,6 +45,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(SUITABLE)' || { echo "error: $(PYTHON) is not a Python 3.10-3.12 with venv: pass another PYTHON=" >&2; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@rm -f $(VENV)/.installed-*
 	@touch $@

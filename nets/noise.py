@@ -21,25 +21,11 @@ DRIVE_LIMIT = 4.0
 """bound on the argument of tanh: sigma keeps 0.03 % of its log-range away from either bound"""
 
 
-class ExploreNoiseNet(nn.Module):
-    """Std of the exploration noise of one denoising step, in normalised action units."""
+class BoundedStd(nn.Module):
+    """A std kept strictly inside bounds that can be moved: (... a) of any real numbers -> (... a)."""
 
-    def __init__(
-        self,
-        time_embed_dim: int,
-        obs_embed_dim: int,
-        act_dim: int,
-        hidden_dim: int = 128,
-        min_std: float = 0.01,
-        max_std: float = 0.3,
-        horizon: int | None = None,
-    ):
-        """`horizon=None` gives one std per action dimension, an int one per position and dimension."""
+    def __init__(self, min_std: float = 0.01, max_std: float = 0.3):
         super().__init__()
-        self.std_shape = (act_dim,) if horizon is None else (horizon, act_dim)
-        self.net = MLP(time_embed_dim + obs_embed_dim, (hidden_dim, hidden_dim), math.prod(self.std_shape))
-        nn.init.zeros_(self.net[-1].weight)
-        nn.init.zeros_(self.net[-1].bias)
         self.register_buffer("log_min_std", torch.zeros(()))
         self.register_buffer("log_max_std", torch.zeros(()))
         self.set_bounds_(min_std, max_std)
@@ -59,10 +45,34 @@ class ExploreNoiseNet(nn.Module):
     def max_std(self) -> Float[Tensor, ""]:
         return self.log_max_std.exp()
 
-    def forward(self, time_emb: Float[Tensor, "b t"], obs_emb: Float[Tensor, "b z"]) -> Float[Tensor, "b *h a"]:
-        drive = self.net(torch.cat((time_emb, obs_emb), dim=-1)).unflatten(-1, self.std_shape)
+    def squash(self, drive: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
+        """0 gives the geometric mean of the bounds."""
         z = DRIVE_LIMIT * F.softsign(drive / DRIVE_LIMIT)
         return torch.lerp(self.log_min_std, self.log_max_std, (z.tanh() + 1) / 2).exp()
+
+
+class ExploreNoiseNet(BoundedStd):
+    """Std of the exploration noise of one denoising step, in normalised action units."""
+
+    def __init__(
+        self,
+        time_embed_dim: int,
+        obs_embed_dim: int,
+        act_dim: int,
+        hidden_dim: int = 128,
+        min_std: float = 0.01,
+        max_std: float = 0.3,
+        horizon: int | None = None,
+    ):
+        """`horizon=None` gives one std per action dimension, an int one per position and dimension."""
+        super().__init__(min_std, max_std)
+        self.std_shape = (act_dim,) if horizon is None else (horizon, act_dim)
+        self.net = MLP(time_embed_dim + obs_embed_dim, (hidden_dim, hidden_dim), math.prod(self.std_shape))
+        nn.init.zeros_(self.net[-1].weight)
+        nn.init.zeros_(self.net[-1].bias)
+
+    def forward(self, time_emb: Float[Tensor, "b t"], obs_emb: Float[Tensor, "b z"]) -> Float[Tensor, "b *h a"]:
+        return self.squash(self.net(torch.cat((time_emb, obs_emb), dim=-1)).unflatten(-1, self.std_shape))
 
 
 class NoisyVelocityUNet1D(nn.Module):

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nets.critic import ValueNetwork
+from nets.unet1d import ShortCutVelocityUNet1D
 from reinflow.algos.ppo import MAX_LOG_RATIO, PPOConfig, clipped_surrogate, scaled_log_ratio
 from reinflow.algos.schedules import NoiseConfig
+from reinflow.errors import UserError
 from reinflow.policies import NoiseNetConfig, Policy, PolicySpec, Shortcut, make_stochastic
 from reinflow.policies.chain import (
     chain_entropy,
@@ -31,6 +33,9 @@ from reinflow.types import Chain, Obs
 class ReinFlowAgent(nn.Module):
     """Built around a velocity network as below, or around any policy family with `from_policy`."""
 
+    scored: Tensor
+    """which chunk positions of which denoising step count in the log-probability, (k h)"""
+
     def __init__(
         self,
         velocity_net: nn.Module,
@@ -43,6 +48,7 @@ class ReinFlowAgent(nn.Module):
     ):
         """`options` are fields of `PPOConfig` and `NoiseConfig`, whose defaults apply; TypeError for any other name."""
         spec = PolicySpec(
+            net="unet" if isinstance(velocity_net, ShortCutVelocityUNet1D) else "mlp",
             obs_horizon=1,
             act_horizon=act_horizon,
             pred_horizon=pred_horizon,
@@ -81,23 +87,41 @@ class ReinFlowAgent(nn.Module):
         self.critic = ValueNetwork(spec.cond_dim)
         self.config = ppo
         self.noise = noise
-        self.env_steps = 0
-        scored = scored_dims(self.actor.num_steps, spec.pred_horizon, spec.executed, ppo.scored)
-        self.register_buffer("scored", scored, persistent=False)
-        self.num_scored = int(scored.sum()) * spec.action_dim
+        self.register_buffer("scored", torch.zeros(0), persistent=False)
+        self._score(spec)
         self.update_noise_schedule(step=0)
 
+    def _score(self, spec: PolicySpec) -> None:
+        """Choose the scored dims of a chain for the horizons of `spec`, and count them."""
+        scored = scored_dims(self.actor.num_steps, spec.pred_horizon, spec.executed, self.config.scored)
+        self.scored = scored.to(self.scored.device)
+        positions = int(scored.sum()) + self.config.count_initial_noise * spec.pred_horizon
+        self.num_scored = positions * spec.action_dim
+
     def load_from_aw_shortcut_flow(self, checkpoint_path: str | Path, device: torch.device | str = "cpu") -> None:
-        """Take policy weights, normalisers and, where there is one, V from a checkpoint of Stage 1 or 2, and move to `device`.
+        """Take weights, normalisers, horizons and, where there is one, V from a checkpoint of Stage 1 or 2.
 
-        UserError if the checkpoint is missing, damaged or of other dimensions.
+        Moves the agent to `device`. Weights change in place, so optimisers stay valid. UserError if the checkpoint is
+        missing, damaged, or of another family or other dimensions.
         """
-        from reinflow.checkpoint import load_checkpoint, load_state_
+        from reinflow.checkpoint import load_policy, load_state_
 
-        checkpoint = load_checkpoint(checkpoint_path)
-        load_state_(self.policy, checkpoint.policy_state, f"the policy of {checkpoint_path}")
+        policy, checkpoint = load_policy(checkpoint_path, "cpu")
+        spec = policy.spec
+        for name in ("family", "cond_dim", "chunk_shape", "act_horizon"):
+            theirs, ours = getattr(spec, name), getattr(self.policy.spec, name)
+            if theirs != ours:
+                raise UserError(
+                    f"{checkpoint_path} has {name} {theirs}, this ReinFlowAgent {ours}: make the agent with the "
+                    "checkpoint's dimensions, or with ReinFlowAgent.from_policy"
+                )
+        load_state_(self.policy.net, policy.net.state_dict(), f"the network of {checkpoint_path}")
         if checkpoint.critic_state is not None:
             load_state_(self.critic, checkpoint.critic_state, f"the critic of {checkpoint_path}")
+        self.policy.spec = spec
+        self.policy.encoder = policy.encoder
+        self.policy.action_normalizer = policy.action_normalizer
+        self._score(spec)
         self.to(device)
 
     def encode(self, obs: Obs) -> Float[Tensor, "b z"]:
@@ -106,6 +130,7 @@ class ReinFlowAgent(nn.Module):
     def to_action(self, chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b e a"]:
         return self.policy.to_action(chunk)
 
+    @torch.no_grad()
     def get_action(self, cond: Float[Tensor, "b z"], generator: torch.Generator | None = None) -> Chain:
         """Sample with exploration noise; the chain carries its log-probability."""
         return sample_chain(self.actor, cond, self.scored, generator)

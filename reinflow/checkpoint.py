@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from reinflow.policies.base import Policy
 
 FORMAT = "reinflow-checkpoint"
-TRAINING_FORMAT = "reinflow-training"
 FORMAT_VERSION = 1
 KEPT = 2
 """resumable checkpoints that stay in a run directory"""
@@ -48,7 +47,7 @@ class Checkpoint:
     meta: dict[str, Any] = field(default_factory=dict)
     """stage, step, metrics and versions, for people"""
     training: dict[str, Any] | None = None
-    """optimiser states that the next stage continues with, where a stage keeps them"""
+    """optimisers, counters and random states; only in resumable checkpoints"""
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -89,7 +88,13 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     """Read a file or a run directory. UserError if it is missing, cut short, not ours, or of another version."""
     path = resolve_checkpoint(path)
     payload = read_payload(path, device)
-    check_format(path, payload, FORMAT)
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of this project: {MAKE_ONE}")
+    if payload.get("version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has checkpoint format {payload.get('version')}, this version reads {FORMAT_VERSION}: "
+            "load it with the version that wrote it, or train it again"
+        )
     env = payload["env_spec"]
     low, high = tuple(env["action_low"]), tuple(env["action_high"])
     try:
@@ -101,17 +106,6 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         env_spec=env_spec,
         **{name: payload[name] for name in ("policy_state", "critic_state", "extra", "meta", "training")},
     )
-
-
-def check_format(path: Path, payload: Any, name: str) -> None:
-    """UserError unless `payload` is a file of ours, of this version."""
-    if not isinstance(payload, dict) or payload.get("format") != name:
-        raise UserError(f"{path} is not a {name} file: {MAKE_ONE}")
-    if payload.get("version") != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has checkpoint format {payload.get('version')}, this version reads {FORMAT_VERSION}: "
-            "load it with the version that wrote it, or train it again"
-        )
 
 
 def read_payload(path: Path, device: torch.device | str) -> Any:
@@ -135,11 +129,11 @@ def load_policy(path: str | Path, device: torch.device | str) -> tuple[Policy, C
 
     checkpoint = load_checkpoint(path, device)
     policy = build_policy(checkpoint.policy_spec).to(device)
-    load_state(policy, checkpoint.policy_state, path)
+    load_state_(policy, checkpoint.policy_state, f"the policy of {path}")
     return policy.eval(), checkpoint
 
 
-def load_state(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
+def load_state_(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
     """Strict load_state_dict whose UserError names each key with the expected and the given shape."""
     own = module.state_dict()
     shapes = [
@@ -153,34 +147,30 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str | Path) 
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise UserError(
-            f"{source} does not fit ({'; '.join(problems[:8])}{more}): use the settings that it was made with"
+            f"{name} does not fit ({'; '.join(problems[:8])}{more}): use the settings that it was made with"
         )
     module.load_state_dict(state)
 
 
-def save_training(run_dir: str | Path, step: int, state: dict[str, Any]) -> Path:
-    """Write what a resume from `step` needs to `checkpoints/step_<step>.pt` and keep the newest two."""
+def save_training(run_dir: str | Path, step: int, checkpoint: Checkpoint) -> Path:
+    """Write `checkpoints/step_<step>.pt`, whose `training` part resumes the run, and keep the newest two."""
+    if checkpoint.training is None:
+        raise ValueError("a resumable checkpoint needs its training part")
     path = Path(run_dir) / "checkpoints" / f"step_{step:012d}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    payload = {"format": TRAINING_FORMAT, "version": FORMAT_VERSION, "step": step, "state": state}
-    with replaced_atomically(path) as temporary:
-        torch.save(payload, temporary)
+    save_checkpoint(path, checkpoint)
     for old in training_files(run_dir)[KEPT:]:
         old.unlink()
     return path
 
 
-def latest_training(run_dir: str | Path, device: torch.device | str = "cpu") -> tuple[int, dict[str, Any]]:
-    """Step and state of the newest resumable checkpoint that can be read; UserError if the run has none."""
+def latest_training(run_dir: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """The newest resumable checkpoint that can be read; UserError if the run has none."""
     reasons = []
     for path in training_files(run_dir):
         try:
-            payload = read_payload(path, device)
-            check_format(path, payload, TRAINING_FORMAT)
+            return load_checkpoint(path, device)
         except UserError as error:
             reasons.append(str(error))
-            continue
-        return payload["step"], payload["state"]
     detail = f" ({reasons[0]})" if reasons else ""
     raise UserError(f"{run_dir} has no checkpoint to resume from{detail}: start it again with --overwrite")
 
@@ -190,19 +180,18 @@ def training_files(run_dir: str | Path) -> list[Path]:
     return sorted((Path(run_dir) / "checkpoints").glob("step_*.pt"), reverse=True)
 
 
-def rng_state(*generators: torch.Generator) -> dict[str, Any]:
-    """State of the Python, NumPy and torch generators and of `generators`, as values that `weights_only` can load."""
-    algorithm, keys, position, has_gauss, cached = np.random.get_state()
+def rng_state() -> dict[str, Any]:
+    """State of the global Python, NumPy and torch generators, as values that `weights_only` can load."""
+    algorithm, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
         "numpy": [algorithm, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "generators": [generator.get_state() for generator in generators],
     }
 
 
-def set_rng_state(state: dict[str, Any], *generators: torch.Generator) -> None:
+def set_rng_state(state: dict[str, Any]) -> None:
     """Continue the random sequences of `rng_state`; generators of GPUs that aren't here are left out."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
@@ -211,5 +200,3 @@ def set_rng_state(state: dict[str, Any], *generators: torch.Generator) -> None:
     torch.set_rng_state(state["torch"].cpu())
     for index, saved in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(saved.cpu(), index)
-    for generator, saved in zip(generators, state["generators"], strict=True):
-        generator.set_state(saved.cpu())

@@ -1,7 +1,7 @@
 """Names whatever keeps this machine from training, each with its fix: `python -m reinflow.doctor`, or `make doctor`.
 
-Everything that may crash, hang or take long (the Vulkan driver, the simulator) is tried in a child process. Exit code 1 means that
-at least one blocker was found; a missing Vulkan driver is none, since state observations don't need it.
+Everything that may crash, hang or take long (the Vulkan driver, the simulator) is tried in a child process. Exit code 1
+means that at least one blocker was found; a missing Vulkan driver is none, since state observations don't need it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SIMULATOR_SECONDS = 180
 SIMULATOR_TEST = """
 import torch
 from reinflow.envs import EnvConfig, make_env
-env = make_env(EnvConfig(env_id="PickCube-v1", sim_backend="auto", num_workers=1), num_envs=2, act_horizon=2, obs_horizon=1,
-               gamma=1.0, seed=0, device=torch.device("cpu"))
+config = EnvConfig(env_id="PickCube-v1", num_workers=1)
+env = make_env(config, num_envs=2, act_horizon=2, obs_horizon=1, gamma=1.0, device="cpu")
 env.reset(seed=0)
 for _ in range(3):
     step = env.step_chunk(torch.zeros(2, 2, env.spec.action_dim))

@@ -28,7 +28,7 @@ def to_host(metrics: Metrics) -> dict[str, float]:
             on_device.setdefault(value.device, []).append(name)
     read: dict[str, float] = {}
     for names in on_device.values():
-        scalars = torch.stack([metrics[name].detach().reshape(()).double() for name in names])
+        scalars = torch.stack([torch.as_tensor(metrics[name]).detach().reshape(()).double() for name in names])
         read.update(zip(names, scalars.tolist(), strict=True))
     return {name: read[name] if name in read else float(value) for name, value in metrics.items()}
 

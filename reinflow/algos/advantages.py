@@ -1,4 +1,7 @@
-"""Generalised advantage estimation over decisions of unequal length (Schulman et al., arXiv:1506.02438, as a semi-Markov process)."""
+"""Generalised advantage estimation (Schulman et al., arXiv:1506.02438).
+
+Differs: decisions last unequal numbers of env steps (a semi-Markov process), so each has a discount of its own.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,11 @@ def gae(
     for index in range(len(delta) - 1, -1, -1):
         following = torch.addcmul(delta[index], decay[index], following, out=advantage[index])
     return advantage
+
+
+def normalized(advantages: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Zero mean and unit std over the whole update batch."""
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
 def explained_variance(value: Float[Tensor, "..."], returns: Float[Tensor, "..."]) -> Float[Tensor, ""]:

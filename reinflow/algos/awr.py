@@ -1,6 +1,7 @@
-"""Advantage-weighted regression of any Regressable policy on chunks (AWAC, arXiv:2006.09359); on a ShortCut Flow it is AW-ShortCut.
+"""Advantage-weighted regression of any Regressable policy on chunks (AWAC, arXiv:2006.09359).
 
-Differs: advantages are divided by their std, so `beta` does not depend on the reward's scale; weights are clipped and divided by their mean.
+On a ShortCut Flow it is AW-ShortCut. Differs: advantages are divided by their std, so that `beta` does not depend on
+the reward's scale; weights are clipped and divided by their mean.
 """
 
 from __future__ import annotations
@@ -27,9 +28,7 @@ class AWRConfig:
     """largest weight before the weights are divided by their mean"""
 
 
-def advantage_weights(
-    advantage: Float[Tensor, "b"], beta: float, weight_clip: float
-) -> Float[Tensor, "b"]:
+def advantage_weights(advantage: Float[Tensor, "b"], beta: float, weight_clip: float) -> Float[Tensor, "b"]:
     """min(exp(beta * A / std(A)), clip)."""
     return (beta * advantage / (advantage.std() + 1e-8)).exp().clamp_max(weight_clip)
 
@@ -42,9 +41,7 @@ def effective_sample_size(weight: Float[Tensor, "b"]) -> Float[Tensor, ""]:
 class AdvantageWeightedRegression(BehaviorCloning):
     """Behaviour cloning whose rows are weighted by critics that learn beside it."""
 
-    def __init__(
-        self, policy: Policy, config: BCConfig, awr: AWRConfig, critics: CriticConfig, total_iters: int
-    ):
+    def __init__(self, policy: Policy, config: BCConfig, awr: AWRConfig, critics: CriticConfig, total_iters: int):
         super().__init__(policy, config, total_iters)
         self.awr = awr
         spec = policy.spec

@@ -1,7 +1,8 @@
-"""Behaviour cloning of any Regressable policy: AdamW, cosine schedule with warm-up, and an EMA that is evaluated and kept."""
+"""Behaviour cloning of any Regressable policy: AdamW, warm-up and cosine, an EMA that is evaluated and kept."""
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from reinflow.errors import UserError
 from reinflow.policies.base import Policy
 from reinflow.policies.ema import EMA
-from reinflow.policies.shortcut import Shortcut
 from reinflow.types import Obs, Regressable
 
 
@@ -23,7 +23,7 @@ class BCConfig:
     lr: float = 1e-4
     """peak learning rate"""
     lr_warmup: int = 500
-    """iterations until the peak"""
+    """iterations until the peak, at most a tenth of the run"""
     weight_decay: float = 1e-6
     """AdamW's decay"""
     max_grad_norm: float = 1.0
@@ -36,7 +36,7 @@ class BCConfig:
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> LRScheduler:
     """Linear rise over `warmup` iterations, then a cosine to 0 at `total`."""
-    warmup = min(warmup, max(total // 10, 1))
+    warmup = max(min(warmup, total // 10), 1)
     rise = LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup)
     fall = CosineAnnealingLR(optimizer, T_max=max(total - warmup, 1))
     return SequentialLR(optimizer, [rise, fall], milestones=[warmup])
@@ -46,7 +46,7 @@ def regression_loss(policy: Policy, teacher: Policy | None, obs: Obs, chunk: Ten
     """Unreduced loss of a policy on env-unit chunks, and the condition that it used."""
     cond = policy.encode(obs)
     normalized = policy.normalize_chunk(chunk)
-    if isinstance(policy, Shortcut):
+    if "teacher" in inspect.signature(policy.loss).parameters:
         return policy.loss(cond, normalized, teacher=teacher), cond
     return policy.loss(cond, normalized), cond
 
@@ -56,7 +56,8 @@ class BehaviorCloning:
 
     def __init__(self, policy: Policy, config: BCConfig, total_iters: int):
         if not isinstance(policy, Regressable):
-            raise UserError(f"behaviour cloning needs a Regressable policy: give {type(policy).__name__} a loss(cond, chunk)")
+            name = type(policy).__name__
+            raise UserError(f"behaviour cloning needs a Regressable policy, got {name}: give it a loss(cond, chunk)")
         self.policy = policy
         self.config = config
         self.ema = EMA(policy, config.ema_decay)

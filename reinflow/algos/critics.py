@@ -1,4 +1,8 @@
-"""Offline critics over action chunks: a Q ensemble and an expectile value network (IQL, arXiv:2110.06169; REDQ's minimum, arXiv:2101.05982)."""
+"""Offline critics over action chunks: a Q ensemble and an expectile value network.
+
+After IQL (arXiv:2110.06169) and REDQ's minimum over random members (arXiv:2101.05982). Differs: Q bootstraps from the
+policy's own next chunk instead of V, which is trained to start Stage 3.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +50,7 @@ def td_target(
     return reward + discount * ~terminated * next_value
 
 
-def expectile_loss(
-    q: Float[Tensor, "b"], value: Float[Tensor, "b"], expectile: float
-) -> Float[Tensor, ""]:
+def expectile_loss(q: Float[Tensor, "b"], value: Float[Tensor, "b"], expectile: float) -> Float[Tensor, ""]:
     """Pull `value` towards an upper expectile of `q` (IQL, eq. 5). Above 0.5 is optimistic."""
     gap = q - value
     weight = torch.where(gap > 0, expectile, 1 - expectile)

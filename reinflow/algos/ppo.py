@@ -1,7 +1,7 @@
-"""PPO over a denoising chain (Schulman et al., arXiv:1707.06347; the chain as in DPPO, arXiv:2409.00588, and ReinFlow, arXiv:2505.22094).
+"""PPO (Schulman et al., arXiv:1707.06347) over a denoising chain (DPPO, arXiv:2409.00588; ReinFlow, arXiv:2505.22094).
 
-Differs: the log-ratio of hundreds of Gaussians is scaled by their number to the power alpha, KL is the closed form in joint nats,
-and the critic has an optimiser of its own, so that warm-up leaves the actor's optimiser untouched.
+Differs: the log-ratio of hundreds of Gaussians is scaled by their number to the power alpha, KL is the closed form in
+joint nats, and the critic has an optimiser of its own, so that warm-up leaves the actor's optimiser untouched.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reinflow.algos.advantages import explained_variance
+from reinflow.algos.advantages import explained_variance, normalized
 from reinflow.algos.rollout import RolloutBuffer
 
 if TYPE_CHECKING:
@@ -48,7 +48,11 @@ class PPOConfig:
     logprob_reduction: Literal["sum", "sqrt", "mean"] = "sqrt"
     """the log-ratio of D scored Gaussians is divided by 1, sqrt(D) or D"""
     scored: Literal["feeds", "executed", "all"] = "feeds"
-    """chunk positions in the log-probability: those that reach the env, directly or through the network; executed ones; all"""
+    """chunk positions in the log-probability: `feeds` those that reach the env, directly or through the network"""
+    count_initial_noise: bool = False
+    """count x_0's dimensions, whose density cancels, in the D of `logprob_reduction`"""
+    normalize_advantages: bool = True
+    """zero mean and unit std over each rollout"""
     entropy_coef: float = 0.0
     """weight of the noise's entropy per scored dimension"""
     value_coef: float = 0.5
@@ -56,7 +60,7 @@ class PPOConfig:
     max_grad_norm: float = 1.0
     """gradient norm limit, of actor and critic apart"""
     target_kl: float | None = None
-    """stop an update's remaining epochs when the last one's mean KL, in joint nats, exceeds this; None never stops"""
+    """the actor skips an update's remaining epochs once an epoch's mean KL, in joint nats, exceeds this; None is off"""
     critic_warmup_steps: int = 20_000
     """env steps that train the critic alone, rounded up to whole iterations"""
 
@@ -74,11 +78,6 @@ def clipped_surrogate(
     """PPO's pessimistic objective, as a loss (eq. 7)."""
     clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
     return -torch.min(ratio * advantages, clipped * advantages).mean()
-
-
-def normalized(advantages: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Zero mean and unit std over the whole update batch."""
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
 class PPO:
@@ -109,10 +108,11 @@ class PPO:
             "action_clip_fraction": (data["actions"][:, :, -1].abs() > 1).float().mean(),
         }
         if critic_only:
-            return metrics | mean_of(self.critic_epochs(buffer, generator))
-        data["advantages"] = normalized(data["advantages"])
-        noise = torch.quantile(data["stds"].flatten()[:: max(data["stds"].numel() // 100_000, 1)], noise_levels(data))
-        metrics |= dict(zip(("noise_std_p05", "noise_std_p50", "noise_std_p95"), noise, strict=True))
+            return metrics | mean_of(self.critic_epochs(buffer, generator, self.config.ppo_epochs))
+        if "stds" in data:
+            metrics |= std_percentiles(data["stds"])
+        if self.config.normalize_advantages:
+            data["advantages"] = normalized(data["advantages"])
         steps: list[dict[str, Tensor]] = []
         epochs = 0
         for _ in range(self.config.ppo_epochs):
@@ -121,10 +121,12 @@ class PPO:
             epochs += 1
             if self.config.target_kl is not None and mean_of(epoch)["approx_kl"] > self.config.target_kl:
                 break
-        metrics |= mean_of(steps)
+        metrics |= mean_of(steps + self.critic_epochs(buffer, generator, self.config.ppo_epochs - epochs))
         metrics["ratio_deviation"] = steps[0]["ratio_deviation"]
         metrics["final_kl"] = mean_of(epoch)["approx_kl"]
         metrics["epochs"] = torch.tensor(float(epochs))
+        self.actor_optimizer.zero_grad()
+        self.critic_optimizer.zero_grad()
         return metrics
 
     def step(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -135,8 +137,8 @@ class PPO:
             old_log_probs=rows["log_probs"],
             advantages=rows["advantages"],
             returns=rows["returns"],
-            old_means=rows["means"],
-            old_stds=rows["stds"],
+            old_means=rows.get("means"),
+            old_stds=rows.get("stds"),
         )
         self.actor_optimizer.zero_grad()
         self.critic_optimizer.zero_grad()
@@ -149,11 +151,13 @@ class PPO:
         self.critic_optimizer.step()
         return {name: value.detach() for name, value in losses.items()}
 
-    def critic_epochs(self, buffer: RolloutBuffer, generator: torch.Generator | None) -> list[dict[str, Tensor]]:
+    def critic_epochs(
+        self, buffer: RolloutBuffer, generator: torch.Generator | None, epochs: int
+    ) -> list[dict[str, Tensor]]:
         """The same passes for the value network alone."""
         steps = []
-        for _ in range(self.config.ppo_epochs):
-            for rows in buffer.minibatches(self.config.minibatch_size, generator):
+        for _ in range(epochs):
+            for rows in buffer.minibatches(self.config.minibatch_size, generator, names=("obs", "returns")):
                 loss = self.agent.value_loss(rows["obs"], rows["returns"])
                 self.critic_optimizer.zero_grad()
                 (self.config.value_coef * loss).backward()
@@ -170,8 +174,11 @@ class PPO:
         self.critic_optimizer.load_state_dict(state["critic"])
 
 
-def noise_levels(data: dict[str, Tensor]) -> Tensor:
-    return torch.tensor([0.05, 0.5, 0.95], device=data["stds"].device)
+def std_percentiles(stds: Float[Tensor, "..."], most: int = 100_000) -> dict[str, Tensor]:
+    """5th, 50th and 95th percentile of the exploration noise, over an even selection of at most about `most` values."""
+    values = stds.flatten()[:: max(stds.numel() // most, 1)]
+    levels = values.quantile(torch.tensor([0.05, 0.5, 0.95], device=values.device))
+    return dict(zip(("noise_std_p05", "noise_std_p50", "noise_std_p95"), levels, strict=True))
 
 
 def mean_of(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:

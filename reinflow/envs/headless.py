@@ -1,8 +1,8 @@
 """State observations without a Vulkan driver: ManiSkill builds materials with the renderer even when nothing is drawn.
 
-`use_stand_ins_without_renderer()` replaces the material and texture classes by empty ones, only in this process and only where no
-render device is found. Shapes and sensors stay as they are: ManiSkill doesn't build them with `render_backend="none"`.
-Trajectories are bit-identical to those of a machine that renders.
+`use_stand_ins_without_renderer()` replaces the material and texture classes by empty ones, only in this process and
+only where no render device is found. Shapes and sensors stay as they are: ManiSkill doesn't build them with
+`render_backend="none"`. Trajectories are bit-identical to those of a machine that renders.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ _PROBE_SECONDS = 60
 
 @functools.cache
 def render_device_available() -> bool:
-    """Whether SAPIEN can render here. A broken Vulkan driver may crash or hang its process, so a child process tries it, once.
+    """Whether SAPIEN can render here.
 
-    Without any installed driver nothing is tried and the answer takes a millisecond.
+    A broken Vulkan driver may crash or hang its process, so a child process tries it, once. Where no driver is
+    installed, nothing is tried and the answer takes a millisecond.
     """
     if not _vulkan_driver_installed():
         return False
@@ -67,7 +68,7 @@ class RenderTextureStandIn(StandIn):
 
 @functools.cache
 def use_stand_ins_without_renderer() -> bool:
-    """Make `render_backend="none"` work without a Vulkan driver; True when the stand-ins are in use. Call before `gym.make`."""
+    """Make `render_backend="none"` work without a Vulkan driver; call before `gym.make`. True when they are in use."""
     if render_device_available():
         return False
     import sapien

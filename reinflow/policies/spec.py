@@ -101,7 +101,5 @@ class PolicySpec(PolicyConfig):
         if missing := names - set(data):
             raise UserError(f"the checkpoint's policy lacks {', '.join(sorted(missing))}: train it again")
         if unknown := set(data) - names:
-            raise UserError(
-                f"the checkpoint's policy has unknown {', '.join(sorted(unknown))}: use its own version"
-            )
+            raise UserError(f"the checkpoint's policy has unknown {', '.join(sorted(unknown))}: use its own version")
         return cls(**data | {"unet_dims": tuple(data["unet_dims"])})

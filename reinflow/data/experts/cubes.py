@@ -16,6 +16,10 @@ GRASP_STEPS = 6
 """steps that a closing gripper gets before the expert starts over"""
 
 
+PUSH_LEAD = 0.04
+"""metres that the target of a push runs ahead of the gripper; more would knock the cube away"""
+
+
 class PickCubeExpert(Expert):
     """Hover over the cube, descend, close, carry it to the goal."""
 
@@ -45,8 +49,8 @@ class PushCubeExpert(Expert):
         never = torch.zeros(len(tcp), dtype=torch.bool, device=tcp.device)
         start = at_height(offset(cube, x=self.side * 0.055), CUBE / 2)
         hover = at_height(start, 0.09)
-        contact = at_height(offset(goal, x=self.side * 0.035), CUBE / 2)
-        contact = torch.stack([contact[:, 0], cube[:, 1], contact[:, 2]], dim=1)
+        remaining = (goal[:, 0] + self.side * 0.035 - tcp[:, 0]).clamp(-PUSH_LEAD, PUSH_LEAD)
+        contact = torch.stack([tcp[:, 0] + remaining, cube[:, 1], start[:, 2]], dim=1)
         beside = (tcp[:, 0] - cube[:, 0]) * self.side > 0.035
         return Plan(
             waypoint=torch.stack([hover, start, contact], dim=1),

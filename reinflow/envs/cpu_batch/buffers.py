@@ -11,8 +11,8 @@ from torch import Tensor
 class HostBuffer:
     """A float32 array that ManiSkill reads and writes as a tensor.
 
-    `seen` holds the values last exchanged with the simulator. Only entries that differ from it are written back: writing an
-    unchanged pose wakes bodies and refreshes contacts, so a partial reset would disturb the other envs.
+    `seen` holds the values last exchanged with the simulator. Only entries that differ from it are written back:
+    writing an unchanged pose wakes bodies and refreshes contacts, so a partial reset would disturb the other envs.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:

@@ -22,7 +22,7 @@ class ImpulseQuery:
 
 
 class ContactReader:
-    """Answers all queries from one pass over the scenes' contacts; the pass is repeated when the simulation has moved on.
+    """Answers all queries from one pass over the scenes' contacts, repeated when the simulation has moved on.
 
     Contacts keep their values through a reset until the next step, as in stock ManiSkill.
     """
@@ -63,7 +63,10 @@ class ContactReader:
         return query
 
     def read(self, fetch: Callable[[], list[list[Any]]]) -> None:
-        """Fill the impulses of every query, unless they are up to date; `fetch` gets the contact lists where none came with the step."""
+        """Fill the impulses of every query, unless they are up to date.
+
+        `fetch` gets the contact lists of all scenes; it is called when none came with the last step.
+        """
         if self._fresh:
             return
         for query in self._queries:

@@ -1,8 +1,8 @@
 """Inverse kinematics for the end-effector controllers of batched CPU scenes.
 
-`pin` solves each env with pinocchio, as stock `physx_cpu` does: the trajectories are the same to the bit. `geo` takes one damped
-least-squares step for all envs at once, ManiSkill's formula for GPU simulation, on a Jacobian computed here (pytorch_kinematics'
-own is ten times slower on a CPU).
+`pin` solves each env with pinocchio, as stock `physx_cpu` does: the trajectories are the same to the bit. `geo` takes
+one damped least-squares step for all envs at once, ManiSkill's formula for GPU simulation, on a Jacobian computed here
+(pytorch_kinematics' own takes most of an env step on a CPU).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class GeometricJacobian:
         self._revolute = torch.tensor(revolute)
 
     def __call__(self, q: Float[Tensor, "n j"]) -> Float[Tensor, "n 6 j"]:
-        """Rows are linear then angular velocity of the end link per joint velocity; SAPIEN's joints act along their x axis."""
+        """Linear, then angular velocity of the end link per joint velocity; SAPIEN's joints act along their x axis."""
         pose, axes, origins = torch.eye(4).expand(len(q), 4, 4), [], []
         motions = self._joint_motions(q)
         for index, frame in enumerate(self._frames):
@@ -78,7 +78,7 @@ def use_geometric_jacobian(kinematics: Any) -> None:
 def solve_with_pinocchio(
     kinematics: Any, target: Float[Tensor, "n 7"], qpos: Float[Tensor, "n d"]
 ) -> Float[Tensor, "n c"]:
-    """Positions of the controlled joints that reach `target` (position, quaternion, root frame); unreachable rows stay put."""
+    """Controlled joint positions that reach `target` (position, quaternion, root frame); unreachable rows stay put."""
     solution = qpos[:, kinematics.active_joint_indices]
     start = qpos[:, kinematics.pmodel_active_joint_indices].numpy().astype(np.float64)
     controlled = kinematics.pmodel_controlled_joint_indices.numpy()
@@ -100,13 +100,11 @@ def solve_with_pinocchio(
 
 def set_action_with_pinocchio(controller: Any, action: Float[Tensor, "n a"]) -> None:
     """`PDEEPosController.set_action` as on the CPU: a target pose first, then converged inverse kinematics."""
-    from mani_skill.utils.structs.pose import Pose
-
     action = controller._preprocess_action(action)
     controller._step = 0
     controller._start_qpos = controller.qpos
     previous = controller._target_pose if controller.config.use_target else controller.ee_pose_at_base
-    controller._target_pose: Pose = controller.compute_target_pose(previous, action)
+    controller._target_pose = controller.compute_target_pose(previous, action)
     controller._target_qpos = solve_with_pinocchio(
         controller.kinematics, controller._target_pose.raw_pose, controller.articulation.get_qpos()
     )

@@ -1,7 +1,8 @@
 """Which row of the batched buffers every body and articulation has, and where its numbers lie in what SAPIEN packs.
 
-`PhysxCpuSystem.pack()` holds, per dynamic body, quaternion, position, linear and angular velocity; per articulation the same for the
-root, then qpos, qvel and two more values per degree of freedom. `Scene.pack_poses()` holds quaternion and position of every entity.
+`PhysxCpuSystem.pack()` holds, per dynamic body, quaternion, position, linear and angular velocity; per articulation the
+same for the root, then qpos, qvel and two more values per degree of freedom. `Scene.pack_poses()` holds quaternion and
+position of every entity.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _PACKED_TO_ROW = np.array([4, 5, 6, 0, 1, 2, 3, 7, 8, 9, 10, 11, 12])
 
 
 class SceneLayout:
-    """Indices over all scenes. Body rows: dynamic and kinematic bodies, then articulation roots, then the other links."""
+    """Indices over all scenes. Body rows: dynamic and kinematic bodies, then articulation roots, then other links."""
 
     def __init__(self, scenes: Sequence[sapien.Scene]) -> None:
         self._scenes = scenes

@@ -1,5 +1,7 @@
-"""Every patch that makes ManiSkill run on `BatchedPhysxCpuSystem`. ManiSkill has no hook for a backend, so this leans on internals:
-only known versions are patched, and tests/envs/test_cpu_batch.py compares the result with stock `physx_cpu` bit by bit.
+"""Every patch that makes ManiSkill run on `BatchedPhysxCpuSystem`.
+
+ManiSkill has no hook for a backend, so this leans on internals: only known versions are patched, and
+tests/envs/test_cpu_batch.py compares the result with stock `physx_cpu` bit by bit.
 
 Every patch asks `_is_batched(scene)` first, so envs with other backends in the same process keep their behaviour.
 """
@@ -73,7 +75,7 @@ def unsupported_reason(env_id: str) -> str | None:
 
 
 def install() -> None:
-    """Patch ManiSkill; a second call does nothing. Raises UserError for unknown versions, before anything is changed."""
+    """Patch ManiSkill; a second call does nothing. Raises UserError for unknown versions, before any change."""
     problem = version_problem()
     if problem:
         raise UserError(problem)
@@ -129,7 +131,8 @@ def _patch_scene() -> None:
     @_wrap(sapien_env.BaseEnv, "_setup_scene")
     def setup_scene(original: Any, env: sapien_env.BaseEnv) -> None:
         if env.backend.sim_backend != BACKEND:
-            return original(env)
+            original(env)
+            return
         check_room_for(env.num_envs)
         env._set_scene_config()
         scenes = []
@@ -202,12 +205,12 @@ def _patch_agents() -> None:
 
     @_wrap(PDEEPosController, "set_action")
     def set_action(original: Any, controller: PDEEPosController, action: Any) -> None:
-        if not _is_batched(controller.scene):
-            return original(controller, action)
-        if controller.scene.backend.ik == "pin":
-            return kinematics.set_action_with_pinocchio(controller, action)
-        kinematics.check_frame(controller)
-        return original(controller, action)
+        if _is_batched(controller.scene):
+            if controller.scene.backend.ik == "pin":
+                kinematics.set_action_with_pinocchio(controller, action)
+                return
+            kinematics.check_frame(controller)
+        original(controller, action)
 
     @_wrap(BaseAgent, "set_action")
     def refuse_nan(original: Any, agent: BaseAgent, action: torch.Tensor) -> None:
@@ -226,9 +229,10 @@ def _patch_agents() -> None:
 def _patch_rendering() -> None:
     @_wrap(ManiSkillScene, "_sapien_update_render")
     def update_render(original: Any, scene: ManiSkillScene, *args: Any, **kwargs: Any) -> None:
-        if not _is_batched(scene):
-            return original(scene, *args, **kwargs)
-        render.update_render(scene)
+        if _is_batched(scene):
+            render.update_render(scene)
+        else:
+            original(scene, *args, **kwargs)
 
     @_wrap(ManiSkillScene, "_sapien_add_camera")
     def add_camera(original: Any, scene: ManiSkillScene, *args: Any, **kwargs: Any) -> Any:

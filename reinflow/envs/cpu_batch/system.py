@@ -1,8 +1,8 @@
 """N PhysX CPU scenes behind the interface of one `PhysxGpuSystem`, so ManiSkill's batched code path runs on them.
 
-ManiSkill asks `isinstance(px, PhysxGpuSystem)`; the `__class__` property answers yes. Buffers are CPU tensors. Two things are lazy:
-`step()` only counts, and at the next read each scene runs all its substeps in one go (it stays in the cache); link velocities and
-joint accelerations are copied when somebody reads them.
+ManiSkill asks `isinstance(px, PhysxGpuSystem)`; the `__class__` property answers yes. Buffers are CPU tensors. Two
+things are lazy: `step()` only counts, and at the next read each scene runs all its substeps in one go (it stays in the
+cache); link velocities and joint accelerations are copied when somebody reads them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,157 @@
+"""Windows of demonstrations as batches of tensors on the learner's device: gathers by index, no loader.
+
+The window at time t shows the observations t-o+1 .. t and the actions t-o+1 .. t-o+h, so that the executed slice of a chunk starts at t.
+Before the start the first observation repeats; after the end a delta controller gets no arm motion and the last gripper value, an
+absolute one its last action again. Padded actions before the start are like those after the end, with the first gripper value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from reinflow.data.demos import Demos
+from reinflow.types import Obs
+
+
+@dataclass
+class Batch:
+    """For cloning."""
+
+    obs: Obs
+    chunk: Float[Tensor, "b h a"]
+    """in env units"""
+
+
+@dataclass
+class TransitionBatch(Batch):
+    """For critics: what the executed slice of `chunk` led to."""
+
+    reward: Float[Tensor, "b"]
+    """sum over the executed steps of gamma**i * r_i"""
+    discount: Float[Tensor, "b"]
+    """gamma ** tau"""
+    next_obs: Obs
+    """the history that ends at t + tau"""
+    terminated: Bool[Tensor, "b"]
+    truncated: Bool[Tensor, "b"]
+    """the recording ended there without termination"""
+
+
+def is_delta(control_mode: str) -> bool:
+    """Whether an action of zeros means no arm motion."""
+    return "delta" in control_mode or "vel" in control_mode or control_mode == "toy"
+
+
+class ChunkDataset:
+    """Every step of every trajectory is the start of a window; tables of indices are made once."""
+
+    def __init__(
+        self,
+        demos: Demos,
+        obs_horizon: int,
+        pred_horizon: int,
+        act_horizon: int,
+        gamma: float,
+        device: torch.device | str = "cpu",
+    ):
+        self.device = torch.device(device)
+        self.gamma = gamma
+        self.horizons = (obs_horizon, pred_horizon, act_horizon)
+        lengths = [len(trajectory) for trajectory in demos.trajectories]
+        self.obs = torch.cat([trajectory.obs for trajectory in demos.trajectories]).to(self.device)
+        padded = [pad_actions(t.actions, obs_horizon - 1, pred_horizon, demos.control_mode) for t in demos.trajectories]
+        self.actions = torch.cat(padded).to(self.device)
+        self.recorded_actions = torch.cat([trajectory.actions for trajectory in demos.trajectories]).to(self.device)
+        starts = Starts.of(lengths, obs_horizon - 1 + pred_horizon, self.device)
+        frames = torch.arange(1 - obs_horizon, 1, device=self.device)
+        self.obs_rows = starts.obs[:, None] + (starts.time[:, None] + frames).clamp_min(0)
+        self.action_rows = (starts.actions + starts.time)[:, None] + torch.arange(pred_horizon, device=self.device)
+        if all(trajectory.rewards is not None for trajectory in demos.trajectories):
+            self._link(demos, starts, frames)
+
+    def __len__(self) -> int:
+        return len(self.obs_rows)
+
+    def statistics(self) -> tuple[Float[Tensor, "m s"], Float[Tensor, "m a"]]:
+        """All recorded frames and actions, without padding, for fitting normalisers."""
+        return self.obs, self.recorded_actions
+
+    def sample(self, batch: int, generator: torch.Generator | None = None) -> Batch:
+        return self.window(self._draw(batch, generator))
+
+    def sample_transitions(self, batch: int, generator: torch.Generator | None = None) -> TransitionBatch:
+        return self.transition(self._draw(batch, generator))
+
+    def window(self, index: Int[Tensor, "b"]) -> Batch:
+        """The windows at these places."""
+        return Batch({"state": self.obs[self.obs_rows[index]]}, self.actions[self.action_rows[index]])
+
+    def transition(self, index: Int[Tensor, "b"]) -> TransitionBatch:
+        """The windows and what followed."""
+        window = self.window(index)
+        return TransitionBatch(
+            obs=window.obs,
+            chunk=window.chunk,
+            reward=self.reward[index],
+            discount=self.discount[index],
+            next_obs={"state": self.obs[self.next_obs_rows[index]]},
+            terminated=self.terminated[index],
+            truncated=self.truncated[index],
+        )
+
+    def _draw(self, batch: int, generator: torch.Generator | None) -> Int[Tensor, "b"]:
+        return torch.randint(len(self), (batch,), generator=generator, device=self.device)
+
+    def _link(self, demos: Demos, starts: Starts, frames: Int[Tensor, "o"]) -> None:
+        """Reward, discount and successor of every window."""
+        act_horizon = self.horizons[2]
+        tau = torch.minimum(starts.length - starts.time, torch.tensor(act_horizon, device=self.device))
+        rewards = torch.cat([trajectory.rewards for trajectory in demos.trajectories]).to(self.device)
+        terminated = torch.cat([trajectory.terminated for trajectory in demos.trajectories]).to(self.device)
+        row = torch.arange(len(rewards), device=self.device)
+        self.reward = torch.zeros(len(rewards), device=self.device)
+        for index in range(act_horizon):
+            inside = index < tau
+            later = torch.where(inside, row + index, row)
+            self.reward += torch.where(inside, self.gamma**index * rewards[later], 0.0)
+        self.discount = self.gamma ** tau.float()
+        self.terminated = terminated[row + tau - 1]
+        self.truncated = (starts.time + tau == starts.length) & ~self.terminated
+        self.next_obs_rows = starts.obs[:, None] + ((starts.time + tau)[:, None] + frames).clamp_min(0)
+
+
+@dataclass
+class Starts:
+    """For each window: its trajectory's first row among observations and padded actions, its length, and its own time."""
+
+    obs: Int[Tensor, "m"]
+    actions: Int[Tensor, "m"]
+    length: Int[Tensor, "m"]
+    time: Int[Tensor, "m"]
+
+    @classmethod
+    def of(cls, lengths: list[int], padding: int, device: torch.device) -> Starts:
+        length = torch.tensor(lengths, device=device)
+        before = length.cumsum(0) - length
+        order = torch.arange(len(lengths), device=device)
+        each = order.repeat_interleave(length)
+        time = torch.arange(len(each), device=device) - before[each]
+        return cls((before + order)[each], (before + padding * order)[each], length[each], time)
+
+
+def pad_actions(
+    actions: Float[Tensor, "t a"], before: int, after: int, control_mode: str
+) -> Float[Tensor, "before+t+after a"]:
+    """Actions with `before` rows in front and `after` rows behind, as the module says."""
+    first, last = actions[:1].clone(), actions[-1:].clone()
+    if is_delta(control_mode):
+        gripper = slice(-1, None) if control_mode != "toy" else slice(0, 0)
+        for edge in (first, last):
+            kept = edge[:, gripper].clone()
+            edge.zero_()
+            edge[:, gripper] = kept
+    return torch.cat((first.expand(before, -1), actions, last.expand(after, -1)))

@@ -1,0 +1,65 @@
+"""Named settings of the stage scripts: only what differs from the defaults, by flag."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Preset = dict[str, Any]
+
+FAST_NET: Preset = {"net": "mlp", "obs_horizon": 1, "act_horizon": 4, "pred_horizon": 4}
+"""what trains fastest on CPU cores with state observations"""
+
+GUIDE_HORIZONS: Preset = {"obs_horizon": 2, "act_horizon": 8, "pred_horizon": 16, "num_inference_steps": 8}
+
+CLONING_PRESETS: dict[str, Preset] = {
+    "default": {},
+    "guide": {**GUIDE_HORIZONS, "net": "unet"},
+    "quickstart": {**FAST_NET, "total_iters": 6_000, "lr": 1e-3, "eval_freq": 0, "save_freq": 0},
+    "toy": {**FAST_NET, "env_id": "Toy-v0", "control_mode": "toy", "mlp_hidden_dim": 128, "total_iters": 3_000, "lr": 1e-3,
+            "eval_freq": 0, "save_freq": 0},
+}  # fmt: skip
+
+WEIGHTED_PRESETS: dict[str, Preset] = {
+    "default": {},
+    "guide": {"gamma": 0.99},
+    "quickstart": {"total_iters": 2_000, "lr": 1e-4, "eval_freq": 0, "save_freq": 0},
+}
+
+ONLINE_PRESETS: dict[str, Preset] = {
+    "default": {},
+    "guide": {
+        "num_envs": 16,
+        "rollout_steps": 128,
+        "minibatch_size": 64,
+        "num_inference_steps": 8,
+        "lr": 3e-5,
+        "lr_noise": 3e-5,
+        "lr_critic": 1e-4,
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
+        "clip_ratio": 0.2,
+        "entropy_coef": 0.01,
+        "value_coef": 0.5,
+        "logprob_reduction": "sum",
+        "critic_warmup_steps": 5000,
+        "min_noise_std": 0.01,
+        "max_noise_std": 0.3,
+        "noise_scale": "per_step",
+        "noise_decay_type": "linear",
+        "noise_decay_steps": 500_000,
+    },
+    "official": {"logprob_reduction": "mean", "clip_ratio": 0.01, "scored": "all"},
+    "quickstart": {"total_timesteps": 400_000, "eval_freq": 4, "save_freq": 0},
+    "gpu": {"num_envs": 256, "rollout_steps": 32, "sim_backend": "physx_cuda", "num_eval_envs": 128},
+    "toy": {
+        "num_envs": 128,
+        "rollout_steps": 24,
+        "total_timesteps": 400_000,
+        "noise_decay_steps": 400_000,
+        "lr": 1e-4,
+        "lr_noise": 1e-4,
+        "critic_warmup_steps": 10_000,
+        "eval_freq": 8,
+    },
+}
+"""`official` scores the initial noise's constant too, which cancels, so it needs no setting"""

@@ -1,0 +1,117 @@
+"""The rollout buffer: what it stores, what it assumes when flags are left out, and how it hands out minibatches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reinflow.algos.rollout import RolloutBuffer
+
+K, H, A, Z = 2, 4, 3, 5
+
+
+def make_buffer(decisions: int = 3, envs: int = 2, **options: object) -> RolloutBuffer:
+    return RolloutBuffer(
+        decisions * envs, Z, H, A, num_inference_steps=K, **{"gamma": 0.5, "gae_lambda": 1.0, **options}
+    )
+
+
+def add(buffer: RolloutBuffer, index: int, envs: int = 2, **changes: object) -> None:
+    row = {
+        "obs": torch.full((envs, Z), float(index)),
+        "actions": torch.full((envs, K + 1, H, A), float(index)),
+        "reward": torch.ones(envs),
+        "value": torch.zeros(envs),
+        "log_prob": torch.zeros(envs),
+        "done": torch.zeros(envs, dtype=torch.bool),
+    }
+    buffer.add(**row | changes)
+
+
+def test_rewards_are_discounted_by_the_env_steps_that_were_executed():
+    # last to first at gamma .5 with V = 0 and last_value 8: 1 + .25*8 = 3;  1 + .5*3 = 2.5;  1 + .125*2.5 = 1.3125
+    buffer = make_buffer()
+    for index, steps in enumerate((3, 1, 2)):
+        add(buffer, index, executed=torch.full((2,), steps))
+    buffer.compute_returns_and_advantages(torch.full((2,), 8.0), torch.zeros(2, dtype=torch.bool))
+    torch.testing.assert_close(buffer.data["returns"][:, 0], torch.tensor([1.3125, 2.5, 3.0]))
+
+
+def test_done_alone_means_terminated():
+    # the second decision ends: no value beyond it, although V(next) = 100; the first sees 1 + .5 * 1
+    buffer = make_buffer()
+    for index in range(3):
+        add(buffer, index, done=torch.full((2,), index == 1), value=torch.full((2,), 100.0 * (index == 2)))
+    buffer.compute_returns_and_advantages(torch.zeros(2), torch.zeros(2, dtype=torch.bool))
+    torch.testing.assert_close(buffer.data["returns"][:2, 0], torch.tensor([1.5, 1.0]))
+
+
+def test_a_truncated_decision_bootstraps_from_its_true_last_observation_not_from_the_next_episode():
+    # env 0 truncated with V(final) = 4: 1 + .5 * 4 = 3; env 1 terminated: 1; V(next episode) = 100 is never used
+    buffer = make_buffer(decisions=1)
+    add(
+        buffer,
+        0,
+        done=torch.tensor([True, True]),
+        terminated=torch.tensor([False, True]),
+        final_value=torch.tensor([4.0, 4.0]),
+    )
+    buffer.compute_returns_and_advantages(torch.full((2,), 100.0), torch.tensor([True, True]))
+    torch.testing.assert_close(buffer.data["returns"][0], torch.tensor([3.0, 1.0]))
+
+
+def test_a_full_buffer_refuses_more_and_reset_makes_room():
+    buffer = make_buffer(decisions=1)
+    add(buffer, 0)
+    with pytest.raises(ValueError, match="call reset"):
+        add(buffer, 1)
+    buffer.reset()
+    add(buffer, 1)
+    assert buffer.full
+
+
+def test_a_buffer_that_is_not_full_computes_nothing():
+    buffer = make_buffer()
+    add(buffer, 0)
+    with pytest.raises(ValueError, match="holds 1"):
+        buffer.compute_returns_and_advantages(torch.zeros(2))
+
+
+def test_a_size_that_the_envs_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="not a multiple of the 4 envs"):
+        add(make_buffer(decisions=3, envs=2), 0, envs=4)
+
+
+def test_a_bare_chunk_is_refused_because_updates_need_the_chain():
+    with pytest.raises(ValueError, match="denoising chain"):
+        add(make_buffer(), 0, actions=torch.zeros(2, H, A))
+
+
+def test_minibatches_cover_every_row_once_in_equal_parts_that_never_exceed_the_size():
+    buffer = make_buffer(decisions=5)
+    for index in range(5):
+        add(buffer, index, value=torch.tensor([2.0 * index, 2.0 * index + 1]))
+    batches = list(buffer.minibatches(4, torch.Generator().manual_seed(0)))
+    assert sorted(len(rows["value"]) for rows in batches) == [3, 3, 4]
+    assert sorted(torch.cat([rows["value"] for rows in batches]).tolist()) == list(range(10))
+    for rows in batches:  # rows stay together: values 2i and 2i+1 belong to observation i
+        torch.testing.assert_close(rows["obs"][:, 0], (rows["value"] / 2).floor())
+
+
+def test_the_generator_alone_decides_the_order():
+    buffer = make_buffer(decisions=8)
+    for index in range(8):
+        add(buffer, index, value=torch.tensor([2.0 * index, 2.0 * index + 1]))
+    orders = [
+        torch.cat([rows["value"] for rows in buffer.minibatches(4, torch.Generator().manual_seed(seed))])
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2])
+
+
+def test_stored_tensors_carry_no_graph():
+    buffer = make_buffer(decisions=1)
+    add(buffer, 0, value=torch.ones(2, requires_grad=True) * 2)
+    buffer.compute_returns_and_advantages(torch.ones(2, requires_grad=True))
+    assert not any(tensor.requires_grad for tensor in buffer.data.values())

@@ -1,0 +1,46 @@
+"""Small policies of every family and network, with fitted normalisers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from reinflow.policies import Policy, PolicySpec, build_policy
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_spec() -> Callable[..., PolicySpec]:
+    def build(family: str = "shortcut", net: str = "mlp", **changes: object) -> PolicySpec:
+        sizes = {
+            "state_dim": 5,
+            "action_dim": 3,
+            "obs_horizon": 2,
+            "act_horizon": 4,
+            "pred_horizon": 8,
+            "unet_dims": (16, 32),
+            "mlp_hidden_dim": 64,
+            "mlp_depth": 1,
+            "diffusion_step_embed_dim": 16,
+        }
+        return PolicySpec(family=family, net=net, **sizes | changes)
+
+    return build
+
+
+@pytest.fixture
+def make_policy(make_spec: Callable[..., PolicySpec]) -> Callable[..., Policy]:
+    def build(family: str = "shortcut", net: str = "mlp", **changes: object) -> Policy:
+        policy = build_policy(make_spec(family, net, **changes))
+        spec = policy.spec
+        policy.fit_normalizers_(3 + 2 * torch.randn(200, spec.state_dim), 5 + 2 * torch.rand(200, spec.action_dim))
+        return policy
+
+    return build

@@ -1,0 +1,112 @@
+"""The noise that makes a policy stochastic: bounds, scale, gradients, and what it shares with the policy."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from reinflow.policies import FAMILIES, NoiseNetConfig, make_stochastic
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def std_of(actor, rows=4):
+    policy = getattr(actor, "policy", actor)
+    cond = torch.randn(rows, policy.spec.cond_dim)
+    return actor.step(torch.zeros(rows, dtype=torch.long), actor.start(cond), cond)[1]
+
+
+@every_family
+def test_the_std_starts_at_the_geometric_mean_of_its_bounds_and_follows_them_in_place(make_policy, family):
+    actor = make_stochastic(make_policy(family), 4, NoiseNetConfig(noise_scale="per_step"))
+    buffers = {name: b.data_ptr() for name, b in actor.named_buffers()}
+    for low, high, expected in ((0.04, 0.16, 0.08), (0.01, 0.09, 0.03)):  # sqrt(.0064), sqrt(.0009)
+        actor.set_noise_bounds_(low, high)
+        torch.testing.assert_close(std_of(actor), torch.full((4, 8, 3), expected))
+    assert {name: b.data_ptr() for name, b in actor.named_buffers()} == buffers
+
+
+@every_family
+def test_bounds_without_room_are_refused(make_policy, family):
+    actor = make_stochastic(make_policy(family), 4)
+    for low, high in ((0.0, 0.1), (0.2, 0.1)):
+        with pytest.raises(ValueError, match="min_std"):
+            actor.set_noise_bounds_(low, high)
+
+
+@every_family
+def test_gradients_reach_the_noise_and_the_std_stays_strictly_inside_its_bounds(make_policy, family):
+    actor = make_stochastic(make_policy(family), 1)
+    actor.set_noise_bounds_(0.05, 0.3)
+    optimizer = torch.optim.Adam(actor.noise_parameters(), lr=0.3)
+    for _ in range(100):  # drive the std as high as it goes
+        optimizer.zero_grad()
+        std = std_of(actor)
+        (-std.mean()).backward()
+        norm = sum(p.grad.square().sum() for p in actor.noise_parameters() if p.grad is not None).sqrt()
+        assert norm > 0
+        assert ((std > 0.05) & (std < 0.3)).all()
+        optimizer.step()
+    assert (std_of(actor) > 0.25).all()
+
+
+@pytest.mark.parametrize(("scale", "expected"), [("per_step", 0.2), ("total", 0.1)])
+def test_total_noise_is_shared_by_the_steps_and_per_step_noise_is_not(make_policy, scale, expected):
+    # four steps of std .1 add up to sqrt(4 * .01) = .2
+    actor = make_stochastic(make_policy("shortcut"), 4, NoiseNetConfig(noise_scale=scale))
+    actor.set_noise_bounds_(0.2, 0.2)
+    torch.testing.assert_close(std_of(actor), torch.full((4, 8, 3), expected))
+
+
+def test_one_std_per_action_dimension_or_one_per_position(make_policy):
+    for per_position in (False, True):
+        actor = make_stochastic(make_policy("shortcut"), 2, NoiseNetConfig(noise_per_position=per_position))
+        with torch.no_grad():
+            for parameter in actor.noise_parameters():
+                parameter.normal_()
+        std = std_of(actor)
+        assert std.shape == (4, 8, 3)
+        assert torch.equal(std, std[:, :1].expand_as(std)) == (not per_position)
+
+
+@every_family
+def test_optimiser_groups_are_disjoint_and_complete(make_policy, family):
+    actor = make_stochastic(make_policy(family), 4)
+    velocity, noise = list(actor.velocity_parameters()), list(actor.noise_parameters())
+    ids = [id(parameter) for parameter in (*velocity, *noise)]
+    assert len(ids) == len(set(ids))
+    assert set(ids) == {id(parameter) for parameter in actor.parameters()}
+
+
+def test_a_flow_and_its_noisy_form_share_one_network(make_policy):
+    policy = make_policy("shortcut")
+    actor = make_stochastic(policy, 4)
+    assert actor.policy is policy
+    assert not any("noisy_net.base_net" in name for name in actor.state_dict())
+    with torch.no_grad():
+        policy.net.out[-1].bias.add_(1.0)
+    cond, x = torch.randn(4, 10), torch.randn(4, 8, 3)
+    mean, _ = actor.step(torch.zeros(4, dtype=torch.long), x, cond)
+    t = torch.zeros(4)
+    torch.testing.assert_close(mean, x + policy.avg_velocity(x, t, t + 0.25, cond) / 4)
+
+
+def test_a_copy_is_independent_of_the_original(make_policy):
+    actor = make_stochastic(make_policy("shortcut"), 4)
+    other = copy.deepcopy(actor)
+    cond, x, k = torch.randn(4, 10), torch.randn(4, 8, 3), torch.zeros(4, dtype=torch.long)
+    before = actor.step(k, x, cond)[0]
+    with torch.no_grad():
+        other.policy.net.out[-1].bias.add_(1.0)
+    assert torch.equal(actor.step(k, x, cond)[0], before)
+    torch.testing.assert_close(other.step(k, x, cond)[0], before + 0.25)  # v + 1, times d = 1/4
+
+
+def test_exploration_noise_is_off_when_a_policy_acts(make_policy):
+    policy = make_policy("shortcut")
+    obs = {"state": torch.randn(4, 2, 5)}
+    before = policy.act(obs, torch.Generator().manual_seed(0))
+    make_stochastic(policy, 4).set_noise_bounds_(0.5, 0.9)
+    assert torch.equal(policy.act(obs, torch.Generator().manual_seed(0)), before)

@@ -1,0 +1,113 @@
+"""Holds the table of who may import whom (CONTRIBUTING.md), by reading the sources."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = {"reinflow.types", "reinflow.errors"}
+TENSORS = {"torch", "numpy", "jaxtyping", "einops"}
+SIMULATOR = {"mani_skill", "sapien", "gymnasium"}
+
+MAY_IMPORT = {
+    "nets": {"nets", "torch", "einops", "jaxtyping"},
+    "reinflow/types.py": {"torch", "jaxtyping"},
+    "reinflow/errors.py": set(),
+    "reinflow/cli.py": {"tyro", "reinflow.errors"},
+    "reinflow/envs": CORE
+    | TENSORS
+    | SIMULATOR
+    | {"reinflow.envs", "reinflow.files", "transforms3d", "pytorch_kinematics"},
+    "reinflow/data": CORE | TENSORS | {"h5py", "reinflow.data", "reinflow.files"},
+    "reinflow/policies": CORE | TENSORS | {"nets", "reinflow.policies"},
+    "reinflow/algos": CORE
+    | TENSORS
+    | {"nets", "reinflow.algos"}
+    | {f"reinflow.policies.{name}" for name in ("base", "chain", "ema")},
+    "reinflow/loops.py": CORE | TENSORS | {"reinflow.algos", "reinflow.data", "reinflow.envs"},
+}
+"""top-level packages, and modules of ours by prefix; the standard library is free"""
+
+LAZY = {"mani_skill", "sapien", "h5py", "wandb", "matplotlib", "mplib"}
+"""imported only when something is simulated, read or tracked: --help works without them"""
+
+
+def sources(place: str) -> list[Path]:
+    path = ROOT / place
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
+def absolute(path: Path, node: ast.ImportFrom) -> Iterator[str]:
+    """The modules of `from x import y`, relative ones spelt out; `from reinflow import y` names submodules."""
+    parent = ".".join(path.relative_to(ROOT).with_suffix("").parts[: -node.level]) if node.level else ""
+    module = ".".join(part for part in (parent, node.module) if part)
+    if module == "reinflow":
+        yield from (f"reinflow.{alias.name}" for alias in node.names)
+    else:
+        yield module
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every imported module; `if TYPE_CHECKING` doesn't count."""
+
+    def visit(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+                continue
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                yield from absolute(path, child)
+            else:
+                yield from visit(child)
+
+    return visit(ast.parse(path.read_text()))
+
+
+def allowed(module: str, permitted: set[str]) -> bool:
+    if module.split(".")[0] in sys.stdlib_module_names:
+        return True
+    return any(module == name or module.startswith(f"{name}.") for name in permitted)
+
+
+@pytest.mark.parametrize("place", MAY_IMPORT)
+def test_imports_stay_inside_the_table(place):
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in sources(place)
+        for module in imports(path)
+        if not allowed(module, MAY_IMPORT[place])
+    ]
+    assert wrong == []
+
+
+def test_the_scripts_start_without_simulator_and_trackers():
+    scripts = sorted(path.stem for path in ROOT.glob("*.py"))
+    code = f"import sys, {', '.join(scripts)}; print(*set(sys.modules) & {LAZY})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_nobody_imports_a_script():
+    scripts = {path.stem for path in ROOT.glob("*.py")}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for place in ("nets", "reinflow")
+        for path in sources(place)
+        for module in imports(path)
+        if module.split(".")[0] in scripts
+    ]
+    assert wrong == []
+
+
+def test_the_table_notices_a_wrong_import():
+    assert allowed("reinflow.policies.chain", MAY_IMPORT["reinflow/algos"])
+    assert not allowed("reinflow.policies.shortcut", MAY_IMPORT["reinflow/algos"])  # an algorithm names no family
+    assert not allowed("reinflow.envs.maniskill", MAY_IMPORT["reinflow/policies"])
