@@ -5,6 +5,7 @@ It works on conditions, the encoded observations, so that a rollout encodes each
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,10 @@ class ReinFlowAgent(nn.Module):
         num_inference_steps: int = 8,
         **options: Any,
     ):
-        """`options` are fields of `PPOConfig` and `NoiseConfig`, whose defaults apply; TypeError for any other name."""
+        """`options` are fields of `PPOConfig`, `NoiseConfig` and `NoiseNetConfig`, whose defaults apply.
+
+        TypeError for any other name.
+        """
         spec = PolicySpec(
             net="unet" if isinstance(velocity_net, ShortCutVelocityUNet1D) else "mlp",
             obs_horizon=1,
@@ -56,11 +60,12 @@ class ReinFlowAgent(nn.Module):
             action_dim=act_dim,
             num_inference_steps=num_inference_steps,
         )
-        noise_names = set(NoiseConfig.__dataclass_fields__)
-        noise = NoiseConfig(**{name: value for name, value in options.items() if name in noise_names})
-        ppo = PPOConfig(**{name: value for name, value in options.items() if name not in noise_names})
+        noise, noise_net = (
+            config(**{field.name: options.pop(field.name) for field in fields(config) if field.name in options})
+            for config in (NoiseConfig, NoiseNetConfig)
+        )
         super().__init__()
-        self._compose(Shortcut(spec, velocity_net), ppo, noise, NoiseNetConfig(), num_inference_steps)
+        self._compose(Shortcut(spec, velocity_net), PPOConfig(**options), noise, noise_net, num_inference_steps)
 
     @classmethod
     def from_policy(

@@ -135,6 +135,12 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_both_values(tmp_path, ch
         make_agent().load_from_aw_shortcut_flow(path)
 
 
+def test_the_noise_bounds_can_be_meant_for_every_step_instead_of_the_whole_chain():
+    net = ShortCutVelocityUNet1D(input_dim=7, global_cond_dim=256, **UNET)
+    agent = ReinFlowAgent(net, 256, 7, 16, 8, max_noise_std=0.3, noise_scale="per_step")
+    torch.testing.assert_close(agent.actor.noisy_net.explore_noise_net.max_std, torch.tensor(0.3))
+
+
 def test_an_unknown_option_is_refused():
     net = ShortCutVelocityUNet1D(input_dim=7, global_cond_dim=256, **UNET)
     with pytest.raises(TypeError, match="clip_ration"):

@@ -234,7 +234,7 @@ def test_restored_optimisers_continue_bit_identically(make_agent: Make, fill: Fi
 def test_ppo_over_the_chain_moves_a_bandits_actions_to_its_target(make_agent: Make, family):
     # one decision per episode, reward -mean (action - .5)^2; an untrained policy acts far from .5
     noise = NoiseConfig(min_noise_std=0.1, max_noise_std=0.4)
-    agent = make_agent(family, 2, noise=noise, lr=1e-3, lr_critic=1e-2, minibatch_size=128, clip_ratio=0.2, gamma=1.0)
+    agent = make_agent(family, 2, noise=noise, lr=3e-3, lr_critic=1e-2, minibatch_size=128, clip_ratio=0.2, gamma=1.0)
     learner = PPO(agent, agent.config)
     spec, envs = agent.policy.spec, 128
     cond = agent.encode({"state": torch.ones(envs, spec.obs_horizon, spec.state_dim)})

@@ -17,6 +17,8 @@ from torch import Tensor
 CONTROL_MODE = "pd_ee_delta_pose"
 POSITION_SCALE = 0.1
 """metres that a position action of 1 asks for (ManiSkill's Panda in pd_ee_delta_pose)"""
+FREE = 0.025
+"""distance to the waypoint, metres, beyond which action noise is added"""
 OPEN, CLOSED = 1.0, -1.0
 
 
@@ -49,18 +51,24 @@ class Expert(ABC):
         self.phase = self.phase.masked_fill(mask, 0)
         self.phase_steps = self.phase_steps.masked_fill(mask, 0)
 
-    def act(self, env: Any) -> Float[Tensor, "n 7"]:
+    def act(self, env: Any, noise: Float[Tensor, "n 3"] | None = None) -> Float[Tensor, "n 7"]:
         """The next action of every env, in [-1, 1]: translation, rotation (0), gripper.
 
         Args:
             env: a ManiSkill env (or a wrapper of one) with as many sub-envs as this expert.
+            noise: added to the translation wherever the gripper is further than FREE from its waypoint, so that it disturbs
+                the way and not the grasp; the expert then recovers, because it looks again at every step.
         """
         env = env.unwrapped
         tcp = env.agent.tcp.pose.p
         plan = self.plan(env, tcp)
         self._advance(plan)
         rows = torch.arange(len(tcp), device=tcp.device)
-        move = ((plan.waypoint[rows, self.phase] - tcp) / POSITION_SCALE).clamp(-1, 1)
+        gap = plan.waypoint[rows, self.phase] - tcp
+        move = gap / POSITION_SCALE
+        if noise is not None:
+            move = move.clamp(-1, 1) + noise * (gap.norm(dim=1, keepdim=True) > FREE)
+        move = move.clamp(-1, 1)
         return torch.cat([move, torch.zeros_like(move), self._gripper[self.phase, None]], dim=1)
 
     @abstractmethod
