@@ -1,4 +1,4 @@
-"""The whole story in one command: demonstrations, three training stages and an evaluation after each, on real ManiSkill.
+"""The whole story in one command: demonstrations, three training stages, an evaluation after each, on real ManiSkill.
 
     make quickstart            or            python quickstart.py --env_id PushCube-v1
 

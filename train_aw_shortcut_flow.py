@@ -1,9 +1,9 @@
 """Stage 2: improve a cloned policy offline by advantage weighting (AW-ShortCut Flow), on demonstrations with rewards.
 
-    python train_aw_shortcut_flow.py --pretrained_path runs/shortcut_flow-PickCube-v1-seed0 --demo_path demos/PickCube-v1/trajectory.h5
+    python train_aw_shortcut_flow.py --pretrained_path runs/shortcut_flow-PickCube-v1-seed0
 
-Without `--pretrained_path` it starts from scratch. Writes `runs/aw_shortcut_flow-<env_id>-seed<seed>/best_model.pt`, which carries V for
-Stage 3.
+Without `--pretrained_path` it starts from scratch. Writes `runs/aw_shortcut_flow-<env_id>-seed<seed>/best_model.pt`,
+which carries V for Stage 3.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def main(config: Config) -> None:
     env_config = config.env.completed(checkpoint.env_spec if checkpoint else None)
     demos = open_demos(config.demos, env_config, need_rewards=True)
     name = f"aw_shortcut_flow-{env_config.env_id}-seed{config.run.seed}"
-    with Run.open(config.run, name=name, full_config=config, total=config.offline.total_iters, unit="iterations") as run:
+    with Run.open(
+        config.run, name=name, full_config=config, total=config.offline.total_iters, unit="iterations"
+    ) as run:
         chosen = checkpoint.policy_spec if checkpoint else config.policy
         horizons = {"act_horizon": chosen.act_horizon, "obs_horizon": chosen.obs_horizon}
         gamma = config.critics.gamma

@@ -49,7 +49,9 @@ def main(config: Config) -> None:
     env_config = config.env.completed()
     demos = open_demos(config.demos, env_config)
     name = f"shortcut_flow-{env_config.env_id}-seed{config.run.seed}"
-    with Run.open(config.run, name=name, full_config=config, total=config.offline.total_iters, unit="iterations") as run:
+    with Run.open(
+        config.run, name=name, full_config=config, total=config.offline.total_iters, unit="iterations"
+    ) as run:
         horizons = {"act_horizon": config.policy.act_horizon, "obs_horizon": config.policy.obs_horizon}
         env = make_env(env_config, num_envs=config.evaluation.envs, gamma=1.0, device=run.device, **horizons)
         with closing(env):

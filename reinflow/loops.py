@@ -1,6 +1,7 @@
-"""The training loops of the project: `offline` over batches and `on_policy` over rollouts. Algorithms plug in, loops don't fork.
+"""The training loops of the project: `offline` over batches and `on_policy` over rollouts.
 
-Both stop only at iteration boundaries, evaluate before the first update, and leave checkpoints to the callbacks they are given.
+Both stop only at iteration boundaries, evaluate before the first update, and leave checkpoints to the callbacks they
+are given.
 """
 
 from __future__ import annotations

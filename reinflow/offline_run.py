@@ -1,4 +1,6 @@
-"""One offline run, as Stages 1 and 2 share it: evaluate the average policy, keep the best, save what `--resume` needs."""
+"""One offline run, as Stages 1 and 2 share it:
+evaluate the average policy, keep the best, save what `--resume` needs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""One online run: evaluate the pretrained policy, fine-tune, keep the best, save what `--resume` needs, and warn when it goes wrong."""
+"""One online run:
+evaluate the pretrained policy, fine-tune, keep the best, save what `--resume` needs, and warn when it goes wrong.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def train_online(
     def on_eval(state: OnPolicyState) -> Metrics:
         metrics = keeper.evaluate(agent.policy, state.env_steps)
         if metrics["eval/success_once"] < keeper.first - 0.1:
-            run.alarm(f"success fell below the pretrained policy's {keeper.first:.2f}: lower --lr or raise --critic_warmup_steps")
+            run.alarm(
+                f"success fell below the pretrained {keeper.first:.2f}: lower --lr or raise --critic_warmup_steps"
+            )
         return metrics
 
     def on_save(state: OnPolicyState) -> None:

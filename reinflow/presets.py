@@ -15,9 +15,17 @@ CLONING_PRESETS: dict[str, Preset] = {
     "default": {},
     "guide": {**GUIDE_HORIZONS, "net": "unet"},
     "quickstart": {**FAST_NET, "total_iters": 6_000, "lr": 1e-3, "eval_freq": 0, "save_freq": 0},
-    "toy": {**FAST_NET, "env_id": "Toy-v0", "control_mode": "toy", "mlp_hidden_dim": 128, "total_iters": 3_000, "lr": 1e-3,
-            "eval_freq": 0, "save_freq": 0},
-}  # fmt: skip
+    "toy": {
+        **FAST_NET,
+        "env_id": "Toy-v0",
+        "control_mode": "toy",
+        "mlp_hidden_dim": 128,
+        "total_iters": 3_000,
+        "lr": 1e-3,
+        "eval_freq": 0,
+        "save_freq": 0,
+    },
+}
 
 WEIGHTED_PRESETS: dict[str, Preset] = {
     "default": {},
@@ -48,7 +56,7 @@ ONLINE_PRESETS: dict[str, Preset] = {
         "noise_decay_type": "linear",
         "noise_decay_steps": 500_000,
     },
-    "official": {"logprob_reduction": "mean", "clip_ratio": 0.01, "scored": "all"},
+    "official": {"logprob_reduction": "mean", "clip_ratio": 0.01, "scored": "all", "count_initial_noise": True},
     "quickstart": {"total_timesteps": 400_000, "eval_freq": 4, "save_freq": 0},
     "gpu": {"num_envs": 256, "rollout_steps": 32, "sim_backend": "physx_cuda", "num_eval_envs": 128},
     "toy": {
@@ -62,4 +70,3 @@ ONLINE_PRESETS: dict[str, Preset] = {
         "eval_freq": 8,
     },
 }
-"""`official` scores the initial noise's constant too, which cancels, so it needs no setting"""

@@ -1,8 +1,8 @@
 """The vocabulary that environments, data, policies and algorithms share.
 
-Shapes use the letters of `docs/algorithm.md`: `b` rows, `n` envs, `r` decisions of a rollout, `h` prediction horizon, `e` executed
-horizon, `a` action dim, `o` observation history, `s` state dim, `z` condition dim, `k` denoising steps (`k1` = k + 1 chain states).
-Flow time runs from 0 (noise) to 1 (data).
+Shapes use the letters of `docs/algorithm.md`: `b` rows, `n` envs, `r` decisions of a rollout, `h` prediction horizon,
+`e` executed horizon, `a` action dim, `o` observation history, `s` state dim, `z` condition dim, `k` denoising steps
+(`k1` = k + 1 chain states). Flow time runs from 0 (noise) to 1 (data).
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Obs = dict[str, Tensor]
-"""Observation history, oldest first: `state` is float (n o s). Image modes add uint8 `rgb` (n o v c y x) and float `depth`."""
+"""Observation history, oldest first:
+`state` is float (n o s). Image modes add uint8 `rgb` (n o v c y x) and float `depth`.
+"""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,10 @@ class Samplable(Protocol):
 
 @runtime_checkable
 class Stochastic(Protocol):
-    """A chain of Gaussian kernels with a density. Asked for by PPO; flows offer it through `NoisyFlow`, Gaussians natively."""
+    """A chain of Gaussian kernels with a density.
+
+    Asked for by PPO; flows offer it through `NoisyFlow`, Gaussians natively.
+    """
 
     num_steps: int
 

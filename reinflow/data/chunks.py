@@ -1,8 +1,9 @@
 """Windows of demonstrations as batches of tensors on the learner's device: gathers by index, no loader.
 
-The window at time t shows the observations t-o+1 .. t and the actions t-o+1 .. t-o+h, so that the executed slice of a chunk starts at t.
-Before the start the first observation repeats; after the end a delta controller gets no arm motion and the last gripper value, an
-absolute one its last action again. Padded actions before the start are like those after the end, with the first gripper value.
+The window at time t shows the observations t-o+1 .. t and the actions t-o+1 .. t-o+h, so that the executed slice of a
+chunk starts at t. Before the start the first observation repeats; after the end a delta controller gets no arm motion
+and the last gripper value, an absolute one its last action again. Padded actions before the start are like those
+after the end, with the first gripper value.
 """
 
 from __future__ import annotations
@@ -107,26 +108,31 @@ class ChunkDataset:
         return torch.randint(len(self), (batch,), generator=generator, device=self.device)
 
     def _link(self, demos: Demos, starts: Starts, frames: Int[Tensor, "o"]) -> None:
-        """Reward, discount and successor of every window."""
+        """Reward, discount and successor of every window; a chunk stops where the recording ends or terminates."""
         act_horizon = self.horizons[2]
-        tau = torch.minimum(starts.length - starts.time, torch.tensor(act_horizon, device=self.device))
         rewards = torch.cat([trajectory.rewards for trajectory in demos.trajectories]).to(self.device)
         terminated = torch.cat([trajectory.terminated for trajectory in demos.trajectories]).to(self.device)
         row = torch.arange(len(rewards), device=self.device)
-        self.reward = torch.zeros(len(rewards), device=self.device)
+        left = starts.length - starts.time
+        tau = torch.zeros_like(row)
+        self.reward = torch.zeros_like(rewards)
+        self.terminated = torch.zeros_like(terminated)
         for index in range(act_horizon):
-            inside = index < tau
-            later = torch.where(inside, row + index, row)
-            self.reward += torch.where(inside, self.gamma**index * rewards[later], 0.0)
+            executes = (index < left) & ~self.terminated
+            later = torch.where(executes, row + index, row)
+            self.reward += torch.where(executes, self.gamma**index * rewards[later], 0.0)
+            self.terminated |= executes & terminated[later]
+            tau += executes
         self.discount = self.gamma ** tau.float()
-        self.terminated = terminated[row + tau - 1]
-        self.truncated = (starts.time + tau == starts.length) & ~self.terminated
+        self.truncated = (tau == left) & ~self.terminated
         self.next_obs_rows = starts.obs[:, None] + ((starts.time + tau)[:, None] + frames).clamp_min(0)
 
 
 @dataclass
 class Starts:
-    """For each window: its trajectory's first row among observations and padded actions, its length, and its own time."""
+    """For each window:
+    its trajectory's first row among observations and padded actions, its length, and its own time.
+    """
 
     obs: Int[Tensor, "m"]
     actions: Int[Tensor, "m"]

@@ -1,7 +1,7 @@
 """Stage 0: runs a scripted expert in a batched ManiSkill env and records its episodes.
 
-Attempt i starts from seed `seed + i` alone (each env is reset by itself), so a demonstration doesn't depend on how many envs ran beside
-it, and on a CPU a stock single env replays it from that seed.
+Attempt i starts from seed `seed + i` alone (each env is reset by itself), so a demonstration doesn't depend on how
+many envs ran beside it, and on a CPU a stock single env replays it from that seed.
 """
 
 from __future__ import annotations

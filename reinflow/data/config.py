@@ -16,3 +16,8 @@ class DemoConfig:
     """use only the first ones; None uses all"""
     reward_source: Literal["recorded", "sparse_success"] = "recorded"
     """Stage 2: rewards in the file, or 1 on every step that succeeds"""
+
+
+def demo_file_name(obs_mode: str, control_mode: str) -> str:
+    """The name under which collect_demos.py writes, in the folder of the task."""
+    return f"trajectory.{obs_mode}.{control_mode}.h5"

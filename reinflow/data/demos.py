@@ -1,9 +1,9 @@
-"""Reads demonstrations in ManiSkill's trajectory format (.h5 beside .json) and refuses bad ones before anything trains."""
+"""Demonstrations in ManiSkill's trajectory format (.h5 beside .json); bad ones are refused before anything trains."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from reinflow.data.config import DemoConfig
+from reinflow.data.config import DemoConfig, demo_file_name
 from reinflow.errors import UserError
+
+LENGTH_PERCENTILE = 95
+UNIT_MODES = ("pd_ee_delta_pose", "pd_ee_delta_pos", "pd_joint_delta_pos")
+"""control modes whose actions lie in [-1, 1]"""
+ACTION_SLACK = 1e-4
 
 
 @dataclass
@@ -30,6 +35,25 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self.actions)
 
+    def under_rules(self, terminate_on_success: bool) -> Trajectory:
+        """The same episode in an env that does, or does not, end at success.
+
+        A recording marks every successful step as terminated and goes on. `terminate_on_success` cuts it after the
+        first one; otherwise nothing terminates, and the value of its last frame counts.
+        """
+        if not terminate_on_success:
+            return replace(self, terminated=torch.zeros_like(self.terminated))
+        steps = torch.arange(1, len(self) + 1)
+        end = int(steps[self.terminated][0]) if self.terminated.any() else len(self)
+        return Trajectory(
+            obs=self.obs[: end + 1],
+            actions=self.actions[:end],
+            success=self.success[:end],
+            terminated=self.terminated[:end],
+            truncated=self.truncated[:end],
+            rewards=None if self.rewards is None else self.rewards[:end],
+        )
+
 
 @dataclass
 class Demos:
@@ -44,10 +68,33 @@ class Demos:
         """Env steps that `percent` of the episodes do not exceed."""
         return float(np.percentile([len(trajectory) for trajectory in self.trajectories], percent))
 
+    def length_warning(self, max_episode_steps: int | None) -> str | None:
+        """A sentence where the policy will have less time than the demonstrations took, else None."""
+        longest = self.length_percentile(LENGTH_PERCENTILE)
+        if max_episode_steps is None or longest <= max_episode_steps:
+            return None
+        return (
+            f"{LENGTH_PERCENTILE}% of the demonstrations take up to {longest:.0f} env steps but an episode ends after "
+            f"{max_episode_steps}: pass --max_episode_steps {round(longest * 1.2)} in every stage"
+        )
+
+    def check_dims(self, state_dim: int, action_dim: int) -> None:
+        """UserError where the task's observations or actions have other dimensions than the recorded ones."""
+        first = self.trajectories[0]
+        for name, wanted, found in (
+            ("state", state_dim, first.obs.shape[1]),
+            ("action", action_dim, first.actions.shape[1]),
+        ):
+            if wanted != found:
+                raise UserError(
+                    f"the demonstrations have {found} {name} dimensions but {self.env_id} has {wanted}: "
+                    f"collect them again with {collect_command(self.env_id)}"
+                )
+
 
 def default_demo_path(env_id: str, obs_mode: str = "state", control_mode: str = "pd_ee_delta_pose") -> Path:
     """Where collect_demos.py writes unless told otherwise."""
-    return Path("demos") / env_id / f"trajectory.{obs_mode}.{control_mode}.h5"
+    return Path("demos") / env_id / demo_file_name(obs_mode, control_mode)
 
 
 def collect_command(env_id: str) -> str:
@@ -68,6 +115,9 @@ def open_demos(config: DemoConfig, env: Any, need_rewards: bool = False) -> Demo
     if config.reward_source == "sparse_success":
         for trajectory in demos.trajectories:
             trajectory.rewards = trajectory.success.float()
+    demos.trajectories = [trajectory.under_rules(env.terminate_on_success) for trajectory in demos.trajectories]
+    if warning := demos.length_warning(env.max_episode_steps or demos.max_episode_steps):
+        print(f"warning: {warning}")
     return demos
 
 
@@ -80,10 +130,15 @@ def load_demos(
     obs_mode: str = "state",
     need_rewards: bool = False,
 ) -> Demos:
-    """Read and validate; what is None is not compared. UserError names file, trajectory, key and fix."""
+    """Read and validate; what is None is not compared. UserError names file, trajectory, key and fix.
+
+    `terminated` is as recorded, on every step that succeeds: see `Trajectory.under_rules`.
+    """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"there are no demonstrations at {path}: collect some with {collect_command(env_id or 'PickCube-v1')}")
+        raise UserError(
+            f"there are no demonstrations at {path}: collect some with {collect_command(env_id or 'PickCube-v1')}"
+        )
     info = read_description(path)
     settings = info["env_info"]["env_kwargs"]
     checks = {
@@ -93,9 +148,11 @@ def load_demos(
     }
     for name, (wanted, found) in checks.items():
         if wanted is not None and wanted != found:
-            raise UserError(f"{path} was recorded with {name} {found}, not {wanted}: pass --{name} {found} or collect other demos")
+            raise UserError(
+                f"{path} was recorded with {name} {found}, not {wanted}: pass --{name} {found} or collect other demos"
+            )
     return Demos(
-        trajectories=read_trajectories(path, num_demos, need_rewards),
+        trajectories=read_trajectories(path, num_demos, need_rewards, settings.get("control_mode")),
         env_id=info["env_info"]["env_id"],
         control_mode=settings.get("control_mode"),
         max_episode_steps=info["env_info"].get("max_episode_steps"),
@@ -111,11 +168,13 @@ def read_description(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} has no {beside.name} beside it: copy both files of the recording") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{beside} is not a trajectory description of ManiSkill: copy it again or collect the demos again") from None
+        raise UserError(
+            f"{beside} is not a trajectory description of ManiSkill: copy it again or collect the demos again"
+        ) from None
     return info
 
 
-def read_trajectories(path: Path, num_demos: int | None, need_rewards: bool) -> list[Trajectory]:
+def read_trajectories(path: Path, num_demos: int | None, need_rewards: bool, control_mode: str) -> list[Trajectory]:
     """The first `num_demos` trajectories, in the order of their numbers."""
     import h5py
 
@@ -125,38 +184,65 @@ def read_trajectories(path: Path, num_demos: int | None, need_rewards: bool) -> 
             if not names:
                 raise UserError(f"{path} holds no trajectory: collect the demonstrations again")
             if num_demos is not None and num_demos > len(names):
-                raise UserError(f"{path} holds {len(names)} trajectories, not the {num_demos} of --num_demos: collect more")
-            return [read_trajectory(file[name], f"{path}, {name}", need_rewards) for name in names[:num_demos]]
-    except OSError as error:
-        raise UserError(f"{path} is cut short or not an HDF5 file ({error}): copy it again or collect it again") from None
+                raise UserError(
+                    f"{path} holds {len(names)} trajectories, not the {num_demos} of --num_demos: collect more"
+                )
+            trajectories = [
+                read_trajectory(file[name], f"{path}, {name}", need_rewards, control_mode) for name in names[:num_demos]
+            ]
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{path} is cut short or not an HDF5 file ({error}): copy it again or collect it again"
+        ) from None
+    first = trajectories[0]
+    for name, trajectory in zip(names, trajectories, strict=False):
+        if (trajectory.obs.shape[1], trajectory.actions.shape[1]) != (first.obs.shape[1], first.actions.shape[1]):
+            raise UserError(f"{path}, {name} has other dimensions than {names[0]}: keep one task and robot in a file")
+    return trajectories
 
 
-def read_trajectory(group: Any, where: str, need_rewards: bool) -> Trajectory:
+def read_trajectory(group: Any, where: str, need_rewards: bool, control_mode: str) -> Trajectory:
     """One validated trajectory; `where` names it in errors."""
 
     def column(name: str, dtype: type) -> Tensor:
         if name not in group or not hasattr(group[name], "shape"):
             raise UserError(f"{where} has no {name} of state observations: record it with obs_mode state")
-        return torch.from_numpy(np.asarray(group[name]).astype(dtype))
+        value = np.asarray(group[name])
+        if value.dtype.kind not in "fiub":
+            raise UserError(f"{where}, {name} holds {value.dtype}, not numbers: collect the demonstrations again")
+        return torch.from_numpy(value.astype(dtype))
 
     obs, actions = column("obs", np.float32), column("actions", np.float32)
-    steps = len(actions)
-    if obs.dim() != 2 or actions.dim() != 2 or steps == 0 or len(obs) != steps + 1:
-        raise UserError(
-            f"{where} has obs {tuple(obs.shape)} and actions {tuple(actions.shape)}: obs needs one row more than actions"
-        )
     flags = {name: column(name, bool) for name in ("success", "terminated", "truncated")}
     rewards = column("rewards", np.float32) if "rewards" in group else None
     if need_rewards and rewards is None:
         raise UserError(
-            f"{where} has no rewards, which Stage 2 needs: collect demos with collect_demos.py or replay with --record-rewards, "
-            f"or pass --reward_source sparse_success"
+            f"{where} has no rewards, which Stage 2 needs: re-collect with collect_demos.py, replay with "
+            f"--record-rewards, or pass --reward_source sparse_success"
         )
-    for name, value in {"obs": obs, "actions": actions, "rewards": rewards, **flags}.items():
-        if value is None:
-            continue
-        if name not in ("obs", "actions") and value.shape != (steps,):
-            raise UserError(f"{where}, {name} has shape {tuple(value.shape)} for {steps} steps: the file is inconsistent")
-        if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"{where}, {name} holds NaN or infinite numbers: remove the trajectory or collect it again")
+    check_lengths(where, obs, actions, {**flags, "rewards": rewards} if rewards is not None else flags)
+    check_numbers(where, {"obs": obs, "actions": actions, "rewards": rewards})
+    if control_mode in UNIT_MODES and actions.abs().max() > 1 + ACTION_SLACK:
+        raise UserError(
+            f"{where}, actions reach {actions.abs().max():.2f}, outside the [-1, 1] of {control_mode}: "
+            f"collect them again or clip them"
+        )
     return Trajectory(obs=obs, actions=actions, rewards=rewards, **flags)
+
+
+def check_lengths(where: str, obs: Tensor, actions: Tensor, columns: dict[str, Tensor]) -> None:
+    steps = len(actions)
+    if obs.dim() != 2 or actions.dim() != 2 or steps == 0 or len(obs) != steps + 1:
+        raise UserError(
+            f"{where} has obs {tuple(obs.shape)} and actions {tuple(actions.shape)}: "
+            f"obs needs one row more than actions; collect it again"
+        )
+    for name, value in columns.items():
+        if value.shape != (steps,):
+            raise UserError(f"{where}, {name} has shape {tuple(value.shape)} for {steps} steps: collect it again")
+
+
+def check_numbers(where: str, columns: dict[str, Tensor | None]) -> None:
+    for name, value in columns.items():
+        if value is not None and not value.isfinite().all():
+            raise UserError(f"{where}, {name} holds NaN or infinite numbers: remove the trajectory or collect it again")

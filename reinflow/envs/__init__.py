@@ -23,7 +23,9 @@ def make_env(
     gamma: float,
     device: torch.device | str = "cpu",
 ) -> ChunkEnv:
-    """`num_envs` envs whose tensors are on `device`; `gamma` discounts rewards inside a chunk. UserError says what is wrong."""
+    """`num_envs` envs whose tensors are on `device`;
+    `gamma` discounts rewards inside a chunk. UserError says what is wrong.
+    """
     config = config.completed()
     device = torch.device(device)
     chunk = {"act_horizon": act_horizon, "obs_horizon": obs_horizon, "gamma": gamma}

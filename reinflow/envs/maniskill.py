@@ -1,4 +1,4 @@
-"""One `BatchedEnv` over ManiSkill's own env class, for physx_cuda, for N scenes on the CPU, and for a single stock env."""
+"""One `BatchedEnv` over ManiSkill's own env class: physx_cuda, N scenes on the CPU, or a single stock env."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ class ManiSkillEnv:
     """Steps and resets a ManiSkill env; it neither auto-resets nor counts steps."""
 
     def __init__(self, config: EnvConfig, num_envs: int, backend: str, seed: int = 0):
-        """`backend` is physx_cuda, physx_cpu_batched or physx_cpu (one env). UserError for what can't be made, with the fix."""
+        """`backend` is physx_cuda, physx_cpu_batched or physx_cpu (one env).
+
+        UserError for what can't be made, with the fix.
+        """
         self.config = config
         self.num_envs = num_envs
         self.env = make(config, num_envs, backend)

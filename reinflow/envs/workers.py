@@ -1,7 +1,7 @@
 """A `ChunkEnv` spread over processes: one worker per core with its share of the envs, one message per chunk.
 
-SAPIEN holds the interpreter lock while it steps, so processes are what uses several cores. Tensors travel through shared memory, the pipe
-carries only words. Worker w draws its start states from `seed + 1000 * w`.
+SAPIEN holds the interpreter lock while it steps, so processes are what uses several cores. Tensors travel through
+shared memory, the pipe carries only words. Worker w draws its start states from `seed + 1000 * w`.
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ class WorkerChunkEnv:
         pipe = self._pipes[index]
         try:
             if not pipe.poll(seconds):
-                raise WorkerError(f"simulator worker {index} has not answered for {seconds} s: it hangs; start the run again")
+                raise WorkerError(
+                    f"simulator worker {index} has not answered for {seconds} s: it hangs; start the run again"
+                )
             word, content = pipe.recv()
         except (EOFError, ConnectionResetError):
             raise self._died(index) from None
@@ -153,7 +155,7 @@ class WorkerChunkEnv:
         process = self._processes[index]
         process.join(timeout=1)
         return WorkerError(
-            f"simulator worker {index} died (exit code {process.exitcode}); -9 means that memory ran out: lower --num_envs"
+            f"simulator worker {index} died (exit code {process.exitcode}); -9 is out of memory: lower --num_envs"
         )
 
 

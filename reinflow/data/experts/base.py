@@ -1,7 +1,8 @@
 """Scripted experts: closed-loop phase machines in `pd_ee_delta_pose`, one batch of torch operations for all envs.
 
-Differs from ManiSkill's planner demonstrations: no planning, no control-mode conversion, and half the length. An expert only
-translates the gripper (the rotation part of its actions is zero), because the controller turns .04 rad per step at most.
+Differs from ManiSkill's planner demonstrations: no planning, no control-mode conversion, and half the length. An
+expert only translates the gripper (the rotation part of its actions is zero), because the controller turns .04 rad
+per step at most.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class Expert(ABC):
         """The next action of every env, in [-1, 1]: translation, rotation (0), gripper.
 
         Args:
-            env: a ManiSkill env (or a wrapper of one) with as many sub-envs as this expert.
-            noise: added to the translation wherever the gripper is further than FREE from its waypoint, so that it disturbs
+            env: a ManiSkill env (or a wrapper of one) with as many sub-envs as this expert. noise: added to the
+            translation wherever the gripper is further than FREE from its waypoint, so that it disturbs
                 the way and not the grasp; the expert then recovers, because it looks again at every step.
         """
         env = env.unwrapped

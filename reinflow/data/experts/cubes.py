@@ -33,7 +33,9 @@ class PickCubeExpert(Expert):
         return Plan(
             waypoint=torch.stack([offset(cube, z=0.06), cube, cube, tcp + goal - cube], dim=1),
             done=torch.stack([above, near(tcp, cube, 0.012), grasped, never], dim=1),
-            lost=torch.stack([never, never, ~grasped & (self.phase_steps >= GRASP_STEPS), ~near(tcp, cube, 0.05)], dim=1),
+            lost=torch.stack(
+                [never, never, ~grasped & (self.phase_steps >= GRASP_STEPS), ~near(tcp, cube, 0.05)], dim=1
+            ),
         )
 
 

@@ -1,7 +1,7 @@
 """Expert for LiftPegUpright-v1.
 
-Turning the gripper by 90 degrees takes forty steps, so the peg turns instead: a soft grip near one end lets it pivot between the
-fingers while the gripper follows an arc around the edge that stays on the table.
+Turning the gripper by 90 degrees takes forty steps, so the peg turns instead: a soft grip near one end lets it pivot
+between the fingers while the gripper follows an arc around the edge that stays on the table.
 """
 
 from __future__ import annotations

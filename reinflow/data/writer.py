@@ -1,0 +1,115 @@
+"""Writes trajectories in ManiSkill's own format (.h5 beside .json), so that its replay and dataset tools read them.
+
+Differs from ManiSkill's RecordEpisode: both files appear at their place only when complete, and every episode of a
+batch has the seed that reproduces it alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from reinflow.errors import UserError
+from reinflow.files import plain
+
+Tree = Mapping[str, Any]
+"""arrays by name, nested"""
+
+
+class TrajectoryWriter:
+    """Collects episodes into `path` and the .json beside it; use it as a context manager.
+
+    The files are written as `*.partial` and renamed when the block ends well; when it fails they vanish.
+    """
+
+    def __init__(
+        self, path: str | Path, env_info: Mapping[str, Any], source: Mapping[str, str], overwrite: bool = False
+    ):
+        """`env_info` holds env_id, env_kwargs and max_episode_steps; `source` source_type and source_desc.
+
+        Raises UserError where a file is in the way and `overwrite` is off.
+        """
+        import h5py
+
+        self.path = Path(path)
+        refuse_existing(self.path, overwrite)
+        self.description: dict[str, Any] = {"env_info": dict(env_info), "commit_info": None, "episodes": [], **source}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        suffix = f".{os.getpid()}.partial"
+        self._partial = self.path.with_name(self.path.name + suffix)
+        self._partial_json = self.path.with_name(description_path(self.path).name + suffix)
+        self._file = h5py.File(self._partial, "w")
+
+    def __enter__(self) -> TrajectoryWriter:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *details: object) -> None:
+        self._file.close()
+        try:
+            if error is None:
+                self._publish()
+        finally:
+            self._partial.unlink(missing_ok=True)
+            self._partial_json.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return len(self.description["episodes"])
+
+    def add(self, data: Tree, seed: int, control_mode: str) -> None:
+        """Append an episode of T steps.
+
+        Args:
+            data: `obs` and every leaf of `env_states` with T+1 rows; `actions`, `rewards`, `success`, `terminated` and
+                `truncated` with T.
+            seed: `env.reset(seed=seed)` on a single env starts this episode.
+        """
+        number = len(self)
+        write_tree(self._file, f"traj_{number}", data)
+        self.description["episodes"].append(
+            {
+                "episode_id": number,
+                "episode_seed": seed,
+                "control_mode": control_mode,
+                "elapsed_steps": len(data["actions"]),
+                "reset_kwargs": {"options": None, "seed": seed},
+                "success": bool(data["success"][-1]),
+            }
+        )
+
+    def _publish(self) -> None:
+        self._partial_json.write_text(json.dumps(plain(self.description), indent=2) + "\n")
+        for partial in (self._partial, self._partial_json):
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(self._partial_json, description_path(self.path))
+        os.replace(self._partial, self.path)
+
+
+def description_path(path: Path) -> Path:
+    """The .json that belongs to an .h5."""
+    return path.with_suffix(".json")
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """UserError where demonstrations would be written over others, or the name isn't that of an .h5 file."""
+    if path.suffix != ".h5":
+        raise UserError(f"--output {path} must end in .h5: a .json of the same name is written beside it")
+    for taken in (path, description_path(path)):
+        if taken.exists() and not overwrite:
+            raise UserError(f"{taken} exists: pass --overwrite to replace it or another --output")
+
+
+def write_tree(group: Any, name: str, value: Any) -> None:
+    """Nested arrays as nested HDF5 groups, in their order."""
+    if isinstance(value, Mapping):
+        child = group.create_group(name, track_order=True)
+        for key, item in value.items():
+            write_tree(child, key, item)
+    else:
+        group.create_dataset(name, data=value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value))
