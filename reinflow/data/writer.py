@@ -1,4 +1,4 @@
-"""Writes trajectories in ManiSkill's own format (.h5 beside .json), so that its replay and dataset tools read them.
+"""Writes demonstrations in ManiSkill's own trajectory format, so that its replay and dataset tools read them.
 
 Differs from ManiSkill's RecordEpisode: both files appear at their place only when complete, and every episode of a
 batch has the seed that reproduces it alone.

@@ -1,4 +1,6 @@
-"""`SyntheticChunk-v0`: an env of any size and cost whose numbers mean nothing, for measuring everything but the simulator."""
+"""`SyntheticChunk-v0`:
+an env of any size and cost whose numbers mean nothing, for measuring everything but the simulator.
+"""
 
 from __future__ import annotations
 

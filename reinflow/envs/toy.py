@@ -1,7 +1,8 @@
 """`Toy-v0`: a two-mode reach in the plane that proves a trainer in two minutes (pure torch, batched, any device).
 
-A point starts left of a wall with a door near each end, and has to come within `GOAL_RADIUS` of a goal on the right. Demonstrations use
-either door, so their mean runs into the wall; and they are noisy, so their imitation reaches the goal in about half of the episodes.
+A point starts left of a wall with a door near each end, and has to come within `GOAL_RADIUS` of a goal on the right.
+Demonstrations use either door, so their mean runs into the wall; and they are noisy, so their imitation reaches the
+goal in about half of the episodes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ EPISODE = 24
 
 
 class ToyEnv:
-    """A `BatchedEnv`: state is (x, y, goal y), an action is a step in x and y; reward is 1 - distance/3, 1 at the goal."""
+    """A `BatchedEnv`:
+    state is (x, y, goal y), an action is a step in x and y; reward is 1 - distance/3, 1 at the goal.
+    """
 
     def __init__(self, num_envs: int, device: torch.device | str = "cpu", terminate_on_success: bool = False):
         self.num_envs = num_envs

@@ -1,4 +1,6 @@
-"""One decision is up to `act_horizon` env steps: the chunk executor and the observation history over any `BatchedEnv`."""
+"""One decision is up to `act_horizon` env steps:
+the chunk executor and the observation history over any `BatchedEnv`.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class ObsHistory:
 
 
 class ActionChunk:
-    """A `ChunkEnv` over a `BatchedEnv`: executes chunks, keeps histories and statistics, resets ended envs once per chunk."""
+    """A `ChunkEnv` over a `BatchedEnv`:
+    executes chunks, keeps histories and statistics, resets ended envs once per chunk.
+    """
 
     def __init__(self, env: BatchedEnv, act_horizon: int, obs_horizon: int, gamma: float):
         """`gamma` discounts rewards inside a chunk, per env step."""

@@ -106,7 +106,8 @@ def test_a_chunk_stops_at_a_termination_inside_it():
     assert step.reward.tolist() == [2, 2]
     assert step.discount.tolist() == [0.25, 0.5]
     assert step.next_obs["state"][:, 0, 0].tolist() == [2, 2]
-    assert step.terminated.all() and not step.truncated.any()
+    assert step.terminated.all()
+    assert not step.truncated.any()
 
 
 def test_statistics_leave_padding_out():

@@ -72,10 +72,14 @@ def test_every_episode_names_the_seed_that_reproduces_it(tmp_path):
 
 
 def test_a_failure_while_collecting_leaves_no_file(tmp_path):
-    with pytest.raises(RuntimeError), TrajectoryWriter(tmp_path / "t.h5", INFO, SOURCE) as writer:
-        writer.add(episode(), seed=0, control_mode="pd_ee_delta_pose")
-        assert [p.name.endswith(".partial") for p in tmp_path.iterdir()] == [True]
-        raise RuntimeError
+    def interrupted():
+        with TrajectoryWriter(tmp_path / "t.h5", INFO, SOURCE) as writer:
+            writer.add(episode(), seed=0, control_mode="pd_ee_delta_pose")
+            assert [p.name.endswith(".partial") for p in tmp_path.iterdir()] == [True]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -115,7 +119,7 @@ def test_a_bad_trajectory_is_named_with_its_key(tmp_path, name):
 
 
 def test_a_missing_file_names_the_command_that_makes_it(tmp_path):
-    with pytest.raises(UserError, match="python collect_demos.py --env_id PushCube-v1"):
+    with pytest.raises(UserError, match=r"python collect_demos\.py --env_id PushCube-v1"):
         load_demos(tmp_path / "none.h5", env_id="PushCube-v1")
 
 
@@ -166,7 +170,8 @@ def test_sparse_success_replaces_missing_rewards(tmp_path):
 def test_without_termination_at_success_no_recorded_step_is_terminal(tmp_path):
     config = DemoConfig(demo_path=str(written(tmp_path)))
     kept = open_demos(config, SimpleNamespace(**RULES)).trajectories[0]
-    assert len(kept) == 5 and not kept.terminated.any()
+    assert len(kept) == 5
+    assert not kept.terminated.any()
     cut = open_demos(config, SimpleNamespace(**RULES | {"terminate_on_success": True})).trajectories[0]
     # the fourth step is the first that succeeds
     assert cut.terminated.tolist() == [False, False, False, True]

@@ -106,7 +106,8 @@ def test_the_script_records_demonstrations_that_load(tmp_path):
     assert info["env_info"]["env_kwargs"]["sim_backend"] == "physx_cpu"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demos.h5", "demos.json"]
     again = collect_demos("--num_demos", "4", "--output", str(path))
-    assert again.returncode == 2 and "--overwrite" in again.stderr
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -122,5 +123,6 @@ def test_the_script_records_demonstrations_that_load(tmp_path):
 def test_wrong_flags_end_in_one_sentence(tmp_path, flags):
     done = collect_demos(*flags, "--record_dir", str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

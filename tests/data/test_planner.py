@@ -44,4 +44,5 @@ def test_planned_demonstrations_have_rewards_in_the_control_mode_asked_for(tmp_p
         planner.plan_demos("PickCube-v1", 1, "pd_ee_delta_pose", writer)
     (demo,) = load_demos(path, control_mode="pd_ee_delta_pose", need_rewards=True).trajectories
     assert demo.actions.shape[1] == 7
-    assert demo.success[-1] and demo.rewards[-1] == 1
+    assert demo.success[-1]
+    assert demo.rewards[-1] == 1
