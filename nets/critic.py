@@ -16,16 +16,23 @@ from nets.mlp import MLP
 class ValueNetwork(nn.Module):
     """V(cond), near 0 at first, so that advantages start as returns."""
 
-    def __init__(self, obs_dim: int, hidden_dims: Sequence[int] = (256, 256), last_layer_scale: float = 0.01):
-        """`last_layer_scale` multiplies the last layer's default initialisation."""
+    def __init__(
+        self, obs_dim: int, hidden_dims: Sequence[int] = (256, 256), last_layer_scale: float = 0.01, scale: float = 1.0
+    ):
+        """`last_layer_scale` multiplies the last layer's default initialisation.
+
+        `scale` multiplies the output; near the size of the returns it lets the network reach them in tens of updates
+        instead of hundreds. It is a buffer, so a loaded V keeps its unit.
+        """
         super().__init__()
+        self.register_buffer("scale", torch.tensor(float(scale)))
         self.net = MLP(obs_dim, hidden_dims, 1)
         with torch.no_grad():
             for parameter in self.net[-1].parameters():
                 parameter.mul_(last_layer_scale)
 
     def forward(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b"]:
-        return self.net(cond).squeeze(-1)
+        return self.scale * self.net(cond).squeeze(-1)
 
 
 class BatchedLinear(nn.Module):

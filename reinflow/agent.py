@@ -89,7 +89,7 @@ class ReinFlowAgent(nn.Module):
         spec = policy.spec
         self.policy = policy
         self.actor = make_stochastic(policy, num_steps, noise_net)
-        self.critic = ValueNetwork(spec.cond_dim)
+        self.critic = ValueNetwork(spec.cond_dim, scale=1 / (1 - ppo.gamma))
         self.config = ppo
         self.noise = noise
         self.register_buffer("scored", torch.zeros(0), persistent=False)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from reinflow.data.writer import TrajectoryWriter, description_path
+from reinflow.doctor import mesa_command, os_release
 from reinflow.errors import UserError
 
 PLAN = "mani_skill.examples.motionplanning.panda.run"
@@ -64,7 +65,12 @@ def launch(module: str, arguments: Sequence[str]) -> None:
     done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         last = " | ".join(done.stdout.strip().splitlines()[-MESSAGE_LINES:])
-        raise UserError(f"{module} failed (exit {done.returncode}): {last}; is --source scripted an option?")
+        fix = (
+            mesa_command(os_release())
+            if "render device" in last
+            else "use --source scripted where the task has an expert"
+        )
+        raise UserError(f"{module} failed (exit {done.returncode}): {last}; {fix}")
 
 
 def copy_demos(path: Path, num_demos: int, control_mode: str, writer: TrajectoryWriter) -> None:

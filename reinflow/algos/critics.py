@@ -65,7 +65,7 @@ class Critics(nn.Module):
         self.config = config
         self.q = QEnsemble(cond_dim, chunk_dim, config.num_qs, config.q_hidden_dim)
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
-        self.value = ValueNetwork(cond_dim)
+        self.value = ValueNetwork(cond_dim, scale=1 / (1 - config.gamma))
         self.optimizer = torch.optim.Adam(
             [*self.q.parameters(), *self.value.parameters()], lr=config.lr_critic, foreach=True
         )
@@ -115,9 +115,7 @@ class Critics(nn.Module):
     def unscaled_value(self) -> ValueNetwork:
         """A copy of V in units of the env's own reward, as Stage 3 uses it."""
         value = copy.deepcopy(self.value)
-        with torch.no_grad():
-            for parameter in value.net[-1].parameters():
-                parameter.div_(self.config.reward_scale)
+        value.scale.div_(self.config.reward_scale)
         return value
 
     def training_state(self) -> dict[str, Any]:

@@ -27,6 +27,8 @@ def make_env(
     `gamma` discounts rewards inside a chunk. UserError says what is wrong.
     """
     config = config.completed()
+    if config.obs_mode != "state":
+        raise UserError(f"--obs_mode {config.obs_mode} is not supported yet: use --obs_mode state")
     device = torch.device(device)
     chunk = {"act_horizon": act_horizon, "obs_horizon": obs_horizon, "gamma": gamma}
     if config.env_id in TORCH_ENVS:
@@ -35,22 +37,23 @@ def make_env(
     if backend == "physx_cuda":
         from reinflow.envs.maniskill import ManiSkillEnv
 
-        return chunked(ManiSkillEnv(config, num_envs, backend), **chunk)
+        return on_device(chunked(ManiSkillEnv(config, num_envs, backend), **chunk), device)
     from reinflow.envs.workers import WorkerChunkEnv
 
     make = partial(cpu_env, config, backend, chunk)
     workers = os.cpu_count() or 1 if config.num_workers is None else config.num_workers
     env = WorkerChunkEnv(make, num_envs, workers, act_horizon) if workers else make(num_envs, 0)
-    return env if device.type == "cpu" else OnDevice(env, device)
+    return on_device(env, device)
 
 
 def torch_env(config: EnvConfig, num_envs: int, device: torch.device):
     from reinflow.envs.synthetic import SyntheticEnv
     from reinflow.envs.toy import ToyEnv
 
+    limit = {} if config.max_episode_steps is None else {"max_episode_steps": config.max_episode_steps}
     if config.env_id == "Toy-v0":
-        return ToyEnv(num_envs, device, config.terminate_on_success)
-    return SyntheticEnv(num_envs, device)
+        return ToyEnv(num_envs, device, config.terminate_on_success, **limit)
+    return SyntheticEnv(num_envs, device, **limit)
 
 
 def chunked(env, act_horizon: int, obs_horizon: int, gamma: float) -> ChunkEnv:
@@ -75,6 +78,9 @@ def choose_backend(config: EnvConfig) -> str:
     from reinflow.envs.maniskill import task_spec
 
     task_spec(config.env_id)
+    from reinflow.envs.cpu_batch.patches import NEEDS_RENDERER
+    from reinflow.envs.headless import render_device_available
+
     backend = config.sim_backend
     if backend == "auto":
         backend = "physx_cuda" if torch.cuda.is_available() else cpu_batch.BACKEND
@@ -83,14 +89,23 @@ def choose_backend(config: EnvConfig) -> str:
             "--sim_backend physx_cuda needs a CUDA GPU and none is visible: use --sim_backend physx_cpu_batched, "
             "or check nvidia-smi and CUDA_VISIBLE_DEVICES"
         )
+    if config.env_id in NEEDS_RENDERER and not render_device_available():
+        raise UserError(
+            f"--env_id {config.env_id} reads render shapes and no Vulkan driver was found: install one "
+            f"(Debian, Ubuntu: apt-get install mesa-vulkan-drivers), or choose another task"
+        )
     if backend == cpu_batch.BACKEND and (reason := cpu_batch.unsupported_reason(config.env_id)):
         print(f"{reason}; using stock physx_cpu envs, which are several times slower")
         return "physx_cpu"
     return backend
 
 
+def on_device(env: ChunkEnv, device: torch.device) -> ChunkEnv:
+    return env if env.device.type == device.type else OnDevice(env, device)
+
+
 class OnDevice:
-    """A CPU `ChunkEnv` whose tensors a learner on another device sees as its own."""
+    """A `ChunkEnv` whose tensors a learner on another device sees as its own."""
 
     def __init__(self, env: ChunkEnv, device: torch.device):
         self.env = env
@@ -103,7 +118,7 @@ class OnDevice:
         return moved(self.env.reset(seed=seed), self.device)
 
     def step_chunk(self, actions: torch.Tensor):
-        return moved(self.env.step_chunk(actions.cpu()), self.device)
+        return moved(self.env.step_chunk(actions.to(self.env.device)), self.device)
 
     def close(self) -> None:
         self.env.close()

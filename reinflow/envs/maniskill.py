@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import difflib
 import logging
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from typing import Any
 
 import torch
@@ -17,6 +21,8 @@ from reinflow.types import EnvSpec, StepResult
 
 NO_LIMIT = 10**9
 """episodes are counted by the chunk executor"""
+RESTARTS = 2**31
+"""added to the seed for the stream of unseeded resets; torch's CPU generator looks at 32 bits only"""
 
 
 class ManiSkillEnv:
@@ -30,10 +36,17 @@ class ManiSkillEnv:
         self.config = config
         self.num_envs = num_envs
         self.env = make(config, num_envs, backend)
-        self.seed = seed
-        frame, _ = self.env.reset(seed=seed)
-        self.device = frame.device
+        self.device = torch.device(self.env.device)
+        self._randomness: list[Tensor] = []
+        limit = config.max_episode_steps or task_spec(config.env_id).max_episode_steps
+        if limit is None:
+            raise UserError(f"{config.env_id} has no time limit of its own: give one with --max_episode_steps")
         space = self.env.single_action_space
+        if not hasattr(space, "low"):
+            raise UserError(f"{config.env_id} has several robots, which is not supported: choose a task with one")
+        if num_envs > 1:
+            reset_controllers_of_reset_envs_only(self.env)
+        frame = self.reset(seed=seed)["state"]
         self.spec = EnvSpec(
             env_id=config.env_id,
             obs_mode=config.obs_mode,
@@ -43,16 +56,21 @@ class ManiSkillEnv:
             state_dim=frame.shape[-1],
             action_low=tuple(space.low.tolist()),
             action_high=tuple(space.high.tolist()),
-            max_episode_steps=config.max_episode_steps or task_spec(config.env_id).max_episode_steps,
+            max_episode_steps=limit,
         )
 
     def reset(self, seed: int | None = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
+        """One seed determines the start states of all envs, and those of the unseeded resets that follow."""
         options = {} if env_idx is None else {"env_idx": env_idx}
-        frame, _ = self.env.reset(seed=seed, options=options)
+        with self._own_randomness(seed):
+            frame, _ = self.env.reset(seed=seed, options=options)
         return {"state": frame.clone()}
 
     def step(self, action: Float[Tensor, "n a"]) -> StepResult:
-        frame, reward, _, _, info = self.env.step(action)
+        try:
+            frame, reward, _, _, info = self.env.step(action)
+        except NotImplementedError as error:
+            raise explained(error, self.config) from error
         nothing = torch.zeros(self.num_envs, dtype=torch.bool, device=frame.device)
         success = info.get("success", nothing)
         terminated = success | info.get("fail", nothing) if self.config.terminate_on_success else nothing
@@ -62,12 +80,53 @@ class ManiSkillEnv:
     def close(self) -> None:
         self.env.close()
 
+    @contextmanager
+    def _own_randomness(self, seed: int | None) -> Iterator[None]:
+        """ManiSkill draws unseeded start states from torch's global generators; give it a stream of this env's own.
+
+        Otherwise a run could not be repeated, and simulating in the trainer's process would disturb its noise.
+        """
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            if seed is not None:
+                torch.manual_seed(RESTARTS + seed)
+            elif self._randomness:
+                torch.set_rng_state(self._randomness[0])
+                for device, state in zip(cuda, self._randomness[1:], strict=True):
+                    torch.cuda.set_rng_state(state, device)
+            yield
+            self._randomness = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in cuda)]
+
+
+def reset_controllers_of_reset_envs_only(env: Any) -> None:
+    """ManiSkill 3.0.1 lifts its reset mask too early, so a partial reset would move the targets of running envs.
+
+    Only the `*_target_*` control modes notice.
+    """
+    reset, reset_controller = env.reset, env.agent.controller.reset
+    chosen = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+
+    def remembering_reset(seed: Any = None, options: dict | None = None) -> Any:
+        env_idx = (options or {}).get("env_idx")
+        chosen.fill_(env_idx is None)
+        if env_idx is not None:
+            chosen[env_idx] = True
+        return reset(seed=seed, options=options)
+
+    def masked_reset() -> None:
+        everywhere, env.scene._reset_mask = env.scene._reset_mask, chosen
+        reset_controller()
+        env.scene._reset_mask = everywhere
+
+    env.reset, env.agent.controller.reset = remembering_reset, masked_reset
+
 
 def quiet_maniskill() -> None:
     """Import ManiSkill without its warnings about optional packages and unset asset folders."""
-    warnings.filterwarnings("ignore")
-    logging.getLogger("mani_skill").setLevel(logging.ERROR)
-    import mani_skill.envs  # noqa: F401  (registers the tasks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mani_skill.envs
+    mani_skill.logger.setLevel(logging.ERROR)
 
 
 def task_spec(env_id: str) -> Any:
@@ -92,23 +151,24 @@ def make(config: EnvConfig, num_envs: int, backend: str) -> Any:
     from reinflow.envs import cpu_batch
     from reinflow.envs.headless import use_stand_ins_without_renderer
 
-    use_stand_ins_without_renderer()
     sim_backend = backend
-    if backend == cpu_batch.BACKEND:
-        cpu_batch.install()
-        sim_backend = cpu_batch.backend_name(config.ik)
     try:
-        env = gymnasium.make(
-            config.env_id,
-            num_envs=num_envs,
-            obs_mode=config.obs_mode,
-            control_mode=config.control_mode,
-            reward_mode=config.reward_mode,
-            sim_backend=sim_backend,
-            render_backend="none" if backend != "physx_cuda" else "gpu",
-            max_episode_steps=NO_LIMIT,
-        )
-    except EOFError:
+        with no_questions():
+            use_stand_ins_without_renderer()
+            if backend == cpu_batch.BACKEND:
+                cpu_batch.install()
+                sim_backend = cpu_batch.backend_name(config.ik)
+            env = gymnasium.make(
+                config.env_id,
+                num_envs=num_envs,
+                obs_mode=config.obs_mode,
+                control_mode=config.control_mode,
+                reward_mode=config.reward_mode,
+                sim_backend=sim_backend,
+                render_backend="none",
+                max_episode_steps=NO_LIMIT,
+            )
+    except (EOFError, FileNotFoundError):
         raise UserError(
             f"{config.env_id} needs assets that are not on this machine: run "
             f"python -m mani_skill.utils.download_asset {config.env_id}"
@@ -118,11 +178,25 @@ def make(config: EnvConfig, num_envs: int, backend: str) -> Any:
     return env.unwrapped
 
 
+@contextmanager
+def no_questions() -> Iterator[None]:
+    """ManiSkill asks whether to download what is missing: nobody answers, so `input()` raises EOFError."""
+    stdin, sys.stdin = sys.stdin, StringIO()
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.stdin = stdin
+
+
 def explained(error: Exception, config: EnvConfig) -> UserError:
     """ManiSkill's complaint about a setting as one sentence."""
-    text = " ".join(str(error).split())
-    if "control_mode" in text or config.control_mode in text:
-        return UserError(f"{config.env_id} does not take --control_mode {config.control_mode}: {text[:300]}")
-    if "reward_mode" in text or "reward mode" in text:
-        return UserError(f"{config.env_id} does not take --reward_mode {config.reward_mode}: {text[:300]}")
-    return UserError(f"{config.env_id} could not be made ({type(error).__name__}: {text[:300]}): check the env flags")
+    text = " ".join(str(error).split())[:300]
+    if "supported modes" in text:
+        return UserError(f"{config.env_id} does not take --control_mode {config.control_mode}: {text}")
+    if "reward" in text:
+        modes = ", ".join(mode for mode in task_spec(config.env_id).cls.SUPPORTED_REWARD_MODES if mode != "none")
+        fix = f"use one of {modes}" if modes else "it has no reward at all, choose another task"
+        return UserError(f"{config.env_id} does not take --reward_mode {config.reward_mode}: {fix}")
+    return UserError(f"{config.env_id} could not be made ({type(error).__name__}: {text}): check the env flags")

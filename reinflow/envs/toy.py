@@ -24,11 +24,18 @@ EPISODE = 24
 
 
 class ToyEnv:
-    """A `BatchedEnv`:
-    state is (x, y, goal y), an action is a step in x and y; reward is 1 - distance/3, 1 at the goal.
+    """A `BatchedEnv`: state is (x, y, goal y), an action is a step in x and y.
+
+    The reward is 1 - distance/3, and 1 at the goal.
     """
 
-    def __init__(self, num_envs: int, device: torch.device | str = "cpu", terminate_on_success: bool = False):
+    def __init__(
+        self,
+        num_envs: int,
+        device: torch.device | str = "cpu",
+        terminate_on_success: bool = False,
+        max_episode_steps: int = EPISODE,
+    ):
         self.num_envs = num_envs
         self.device = torch.device(device)
         self.terminate_on_success = terminate_on_success
@@ -44,7 +51,7 @@ class ToyEnv:
             state_dim=3,
             action_low=(-1.0, -1.0),
             action_high=(1.0, 1.0),
-            max_episode_steps=EPISODE,
+            max_episode_steps=max_episode_steps,
         )
 
     def reset(self, seed: int | None = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ shared memory, the pipe carries only words. Worker w draws its start states from
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 import traceback
@@ -21,6 +22,8 @@ from reinflow.errors import UserError
 from reinflow.types import BatchedEnv, ChunkEnv, ChunkStep, EpisodeStats, Obs, StepResult
 
 SEED_STRIDE = 1000
+SINGLE_STRIDE = 1_000_003
+"""between the seeds of single envs: evaluations count seeds up by one and shall not meet the same start twice"""
 START_SECONDS = 300
 """a worker imports ManiSkill and builds its scenes"""
 CHUNK_SECONDS = 300
@@ -69,16 +72,15 @@ class WorkerChunkEnv:
             raise
 
     def reset(self, seed: int | None = None) -> Obs:
-        for index, pipe in enumerate(self._pipes):
-            self._send(index, pipe, ("reset", None if seed is None else seed + SEED_STRIDE * index))
-        self._wait()
+        self._ask("reset", [None if seed is None else seed + SEED_STRIDE * index for index in range(len(self._pipes))])
         return {name: value.clone() for name, value in self._shared["obs"].items()}
 
     def step_chunk(self, actions: Float[Tensor, "n e a"]) -> ChunkStep:
+        if actions.shape != self._shared["actions"].shape:
+            wanted = tuple(self._shared["actions"].shape)
+            raise ValueError(f"{self.spec.env_id} takes actions of shape {wanted}, got {tuple(actions.shape)}")
         self._shared["actions"].copy_(actions)
-        for index, pipe in enumerate(self._pipes):
-            self._send(index, pipe, ("step", None))
-        self._wait()
+        self._ask("step", [None] * len(self._pipes))
         shared = self._shared
         episode = EpisodeStats(**{name: value.clone() for name, value in shared["episode"].items()})
         parts = {name: shared[name].clone() for name in ("reward", "executed", "terminated", "truncated")}
@@ -125,15 +127,22 @@ class WorkerChunkEnv:
             },
         }
 
-    def _send(self, index: int, pipe: Connection, message: tuple[str, Any]) -> None:
+    def _ask(self, word: str, contents: list[Any]) -> None:
+        """Tell every worker and wait for all answers."""
+        if not self._pipes:
+            raise WorkerError("the simulator workers are closed: make a new env")
         try:
-            pipe.send(message)
-        except OSError:
-            raise self._died(index) from None
-
-    def _wait(self) -> None:
-        for index in range(len(self._pipes)):
-            self._receive(index, CHUNK_SECONDS)
+            for index, (pipe, content) in enumerate(zip(self._pipes, contents, strict=True)):
+                try:
+                    pipe.send((word, content))
+                except OSError:
+                    raise self._died(index) from None
+            for index in range(len(self._pipes)):
+                self._receive(index, CHUNK_SECONDS)
+        except BaseException:
+            # the answers of the other workers are still in their pipes: no later message could be matched
+            self.close()
+            raise
 
     def _receive(self, index: int, seconds: float) -> Any:
         pipe = self._pipes[index]
@@ -191,7 +200,8 @@ def serve(pipe: Connection, make: EnvMaker, num_envs: int, index: int) -> None:
     except UserError as error:
         pipe.send(("user_error", str(error)))
     except Exception:
-        pipe.send(("error", traceback.format_exc()))
+        with contextlib.suppress(OSError):  # the trainer is gone
+            pipe.send(("error", traceback.format_exc()))
 
 
 def write(shared: dict[str, Any], results: dict[str, Any]) -> None:
@@ -214,9 +224,9 @@ class Sequence:
         self._frames: list[dict[str, Tensor]] = [{} for _ in envs]
 
     def reset(self, seed: int | None = None, env_idx: Tensor | None = None) -> dict[str, Tensor]:
-        """Env i draws its start state from `seed + i`."""
+        """Env i draws its start state from `seed + SINGLE_STRIDE * i`."""
         for index in range(self.num_envs) if env_idx is None else env_idx.tolist():
-            self._frames[index] = self.envs[index].reset(seed=None if seed is None else seed + index)
+            self._frames[index] = self.envs[index].reset(seed=None if seed is None else seed + SINGLE_STRIDE * index)
         return self._stacked()
 
     def step(self, action: Float[Tensor, "n a"]) -> StepResult:

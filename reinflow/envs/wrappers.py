@@ -1,5 +1,7 @@
-"""One decision is up to `act_horizon` env steps:
-the chunk executor and the observation history over any `BatchedEnv`.
+"""One decision is up to `act_horizon` env steps: the chunk executor and the observation history over any `BatchedEnv`.
+
+Envs of a batch are independent: one that ends in the middle of a chunk is no longer counted while the others finish
+theirs. Nothing here loops over envs, or waits for a GPU inside a chunk.
 """
 
 from __future__ import annotations
@@ -38,9 +40,7 @@ class ObsHistory:
 
 
 class ActionChunk:
-    """A `ChunkEnv` over a `BatchedEnv`:
-    executes chunks, keeps histories and statistics, resets ended envs once per chunk.
-    """
+    """A `ChunkEnv` over a `BatchedEnv`: keeps histories and statistics, resets ended envs once, at the chunk's end."""
 
     def __init__(self, env: BatchedEnv, act_horizon: int, obs_horizon: int, gamma: float):
         """`gamma` discounts rewards inside a chunk, per env step."""
@@ -64,19 +64,22 @@ class ActionChunk:
         return self.history.snapshot()
 
     def step_chunk(self, actions: Float[Tensor, "n e a"]) -> ChunkStep:
-        """Execute a chunk in env units. An env that ends in the middle executes no more of it; the others go on."""
-        actions = actions.clamp(self.low, self.high)
+        """Execute a chunk in env units, clipped to the env's bounds; where an env ends, the rest is dropped.
+
+        Raises ValueError for actions of another shape, or that are NaN.
+        """
+        actions = self._checked(actions)
         alive = self.everywhere
         reward = torch.zeros(self.num_envs, device=self.device)
         executed = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
         terminated, truncated = ~self.everywhere, ~self.everywhere
         stats = self.stats
-        for index in range(actions.shape[1]):
+        for index in range(self.act_horizon):
             # on a GPU this test would wait for the simulator; there the dead steps are the cheaper choice
             if self.device.type == "cpu" and not alive.any():
                 break
             step = self.env.step(actions[:, index])
-            counted = step.reward * alive
+            counted = torch.where(alive, step.reward, 0.0)
             reward = reward + self.gamma**index * counted
             executed = executed + alive
             stats = EpisodeStats(
@@ -95,6 +98,14 @@ class ActionChunk:
 
     def close(self) -> None:
         self.env.close()
+
+    def _checked(self, actions: Tensor) -> Tensor:
+        shape = (self.num_envs, self.act_horizon, self.spec.action_dim)
+        if tuple(actions.shape) != shape:
+            raise ValueError(f"{self.spec.env_id} takes actions of shape {shape}, got {tuple(actions.shape)}")
+        if actions.isnan().any():
+            raise ValueError(f"the policy's actions for {self.spec.env_id} are NaN: it has diverged, lower its lr")
+        return actions.to(self.device, torch.float32).clamp(self.low, self.high)
 
     def _restart(self, ended: Bool[Tensor, "n"], stats: EpisodeStats) -> None:
         """Reset the ended envs alone; everything of the others stays."""
