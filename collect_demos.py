@@ -35,7 +35,7 @@ class Config:
     source: Literal["scripted", "motionplanning"] = "scripted"
     """scripted: closed-loop expert, short episodes; motionplanning: ManiSkill's planner, replayed in control_mode"""
     control_mode: str = "pd_ee_delta_pose"
-    """what an action means; scripted experts only act in pd_ee_delta_pose"""
+    """what an action means; scripted experts only act in pd_ee_delta_pose, Toy-v0 has its own"""
     seed: int = 0
     """seed of the first attempt; attempt i starts from seed + i (the planner always starts from 0)"""
     action_noise: float = 0.0

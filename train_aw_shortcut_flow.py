@@ -66,6 +66,7 @@ def main(config: Config) -> None:
         gamma = config.critics.gamma
         env = make_env(env_config, num_envs=config.evaluation.envs, gamma=gamma, device=run.device, **horizons)
         with closing(env):
+            demos.check_dims(env.spec.state_dim, env.spec.action_dim)
             spec = checkpoint.policy_spec if checkpoint else config.policy.for_env(env.spec, config.num_inference_steps)
             dataset = ChunkDataset(demos, pred_horizon=spec.pred_horizon, gamma=gamma, device=run.device, **horizons)
             options = {"config": config.shortcut} if spec.family == "shortcut" else {}

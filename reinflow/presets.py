@@ -18,7 +18,6 @@ CLONING_PRESETS: dict[str, Preset] = {
     "toy": {
         **FAST_NET,
         "env_id": "Toy-v0",
-        "control_mode": "toy",
         "mlp_hidden_dim": 128,
         "total_iters": 3_000,
         "lr": 1e-3,

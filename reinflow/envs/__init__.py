@@ -91,8 +91,8 @@ def choose_backend(config: EnvConfig) -> str:
         )
     if config.env_id in NEEDS_RENDERER and not render_device_available():
         raise UserError(
-            f"--env_id {config.env_id} reads render shapes and no Vulkan driver was found: install one "
-            f"(Debian, Ubuntu: apt-get install mesa-vulkan-drivers), or choose another task"
+            f"--env_id {config.env_id} reads render shapes and no Vulkan driver was found: choose another task, "
+            f"or install the driver with the line that `python -m reinflow.doctor` prints"
         )
     if backend == cpu_batch.BACKEND and (reason := cpu_batch.unsupported_reason(config.env_id)):
         print(f"{reason}; using stock physx_cpu envs, which are several times slower")

@@ -8,12 +8,9 @@ from typing import Literal
 from reinflow.errors import UserError
 from reinflow.types import EnvSpec
 
-DEFAULTS = {
-    "env_id": "PickCube-v1",
-    "obs_mode": "state",
-    "control_mode": "pd_ee_delta_pose",
-    "reward_mode": "normalized_dense",
-}
+DEFAULTS = {"env_id": "PickCube-v1", "obs_mode": "state", "reward_mode": "normalized_dense"}
+CONTROL_MODES = {"Toy-v0": "toy", "SyntheticChunk-v0": "synthetic"}
+"""control modes of tasks that are not ManiSkill's; those default to pd_ee_delta_pose"""
 BOUND_TO_POLICY = ("env_id", "obs_mode", "control_mode")
 """what a policy was made for and a later stage can't change"""
 
@@ -48,10 +45,16 @@ class EnvConfig:
             value = getattr(self, field.name)
             given = getattr(source, field.name, None)
             if value is None:
-                changes[field.name] = DEFAULTS.get(field.name) if given is None else given
+                changes[field.name] = self.default(field.name) if given is None else given
             elif given is not None and field.name in BOUND_TO_POLICY and value != given:
                 raise UserError(
                     f"--{field.name} {value} contradicts the checkpoint, which was trained with {given}: "
                     f"leave the flag out, or train a checkpoint for {value}"
                 )
         return replace(self, **changes)
+
+    def default(self, name: str) -> str | None:
+        """What an unset field means where nothing else says it."""
+        if name == "control_mode":
+            return CONTROL_MODES.get(self.env_id or "", "pd_ee_delta_pose")
+        return DEFAULTS.get(name)
