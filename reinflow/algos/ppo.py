@@ -41,7 +41,7 @@ class PPOConfig:
     """learning rate of the velocity network"""
     lr_noise: float = 3e-5
     """learning rate of the exploration noise"""
-    lr_critic: float = 5e-4
+    lr_critic: float = 1e-3
     """learning rate of the value network"""
     clip_ratio: float = 0.15
     """clip range of the scaled ratio"""
