@@ -28,7 +28,7 @@ class Config:
 
     env_id: str = "PickCube-v1"
     """a task with a scripted expert"""
-    num_demos: int = 50
+    num_demos: int = 20
     """demonstrations to clone"""
     seed: int = 0
     """seed of every step"""

@@ -14,7 +14,7 @@ GUIDE_HORIZONS: Preset = {"obs_horizon": 2, "act_horizon": 8, "pred_horizon": 16
 CLONING_PRESETS: dict[str, Preset] = {
     "default": {},
     "guide": {**GUIDE_HORIZONS, "net": "unet"},
-    "quickstart": {**FAST_NET, "total_iters": 6_000, "lr": 1e-3, "eval_freq": 0, "save_freq": 0},
+    "quickstart": {**FAST_NET, "total_iters": 5_000, "lr": 1e-3, "eval_freq": 0, "save_freq": 0},
     "toy": {
         **FAST_NET,
         "env_id": "Toy-v0",
@@ -29,7 +29,7 @@ CLONING_PRESETS: dict[str, Preset] = {
 WEIGHTED_PRESETS: dict[str, Preset] = {
     "default": {},
     "guide": {"gamma": 0.99},
-    "quickstart": {"total_iters": 1_500, "lr": 1e-4, "eval_freq": 0, "save_freq": 0},
+    "quickstart": {"total_iters": 800, "lr": 1e-4, "eval_freq": 0, "save_freq": 0},
 }
 
 ONLINE_PRESETS: dict[str, Preset] = {

@@ -62,7 +62,7 @@ class BehaviorCloning:
         self.config = config
         self.ema = EMA(policy, config.ema_decay)
         self.optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=config.lr, betas=(0.95, 0.999), weight_decay=config.weight_decay, foreach=True
+            policy.parameters(), lr=config.lr, betas=(0.95, 0.999), weight_decay=config.weight_decay, fused=True
         )
         self.scheduler = warmup_cosine(self.optimizer, config.lr_warmup, total_iters)
 

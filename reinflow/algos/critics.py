@@ -67,7 +67,7 @@ class Critics(nn.Module):
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
         self.value = ValueNetwork(cond_dim, scale=1 / (1 - config.gamma))
         self.optimizer = torch.optim.Adam(
-            [*self.q.parameters(), *self.value.parameters()], lr=config.lr_critic, foreach=True
+            [*self.q.parameters(), *self.value.parameters()], lr=config.lr_critic, fused=True
         )
 
     def update(

@@ -93,8 +93,8 @@ class PPO:
             {"params": self.velocity_parameters, "lr": config.lr},
             {"params": self.noise_parameters, "lr": config.lr_noise},
         ]
-        self.actor_optimizer = torch.optim.Adam(groups, eps=1e-5, foreach=True)
-        self.critic_optimizer = torch.optim.Adam(self.critic_parameters, lr=config.lr_critic, eps=1e-5, foreach=True)
+        self.actor_optimizer = torch.optim.Adam(groups, eps=1e-5, fused=True)
+        self.critic_optimizer = torch.optim.Adam(self.critic_parameters, lr=config.lr_critic, eps=1e-5, fused=True)
 
     def update(
         self, buffer: RolloutBuffer, generator: torch.Generator | None = None, *, critic_only: bool = False

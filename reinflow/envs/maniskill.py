@@ -121,6 +121,33 @@ def reset_controllers_of_reset_envs_only(env: Any) -> None:
     env.reset, env.agent.controller.reset = remembering_reset, masked_reset
 
 
+def forget_contacts_at_reset(env: Any) -> None:
+    """PhysX reports a scene's contacts of before its reset until it steps again, on every ManiSkill backend.
+
+    An episode would then start with `is_grasped` of the last one: a policy that just succeeded believes at once that it
+    holds the next cube. Here the first frame of an episode has no contacts between its bodies.
+    """
+    reset = env.reset
+
+    def fresh_reset(seed: Any = None, options: dict | None = None) -> Any:
+        env_idx = (options or {}).get("env_idx")
+        impulses = env.scene.get_pairwise_contact_impulses
+
+        def without_stale_ones(first: Any, second: Any) -> Float[Tensor, "n 3"]:
+            found = impulses(first, second).clone()
+            found[slice(None) if env_idx is None else env_idx] = 0
+            return found
+
+        scene = env.scene
+        scene.get_pairwise_contact_impulses = without_stale_ones
+        try:
+            return reset(seed=seed, options=options)
+        finally:
+            del scene.get_pairwise_contact_impulses
+
+    env.reset = fresh_reset
+
+
 def quiet_maniskill() -> None:
     """Import ManiSkill without its warnings about optional packages and unset asset folders."""
     with warnings.catch_warnings():
@@ -175,6 +202,7 @@ def make(config: EnvConfig, num_envs: int, backend: str) -> Any:
         ) from None
     except (KeyError, AssertionError, NotImplementedError) as error:
         raise explained(error, config) from error
+    forget_contacts_at_reset(env.unwrapped)
     return env.unwrapped
 
 
