@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from nets.critic import ValueNetwork
 from nets.unet1d import ShortCutVelocityUNet1D
+from reinflow.algos.advantages import return_scale
 from reinflow.algos.ppo import MAX_LOG_RATIO, PPOConfig, clipped_surrogate, scaled_log_ratio
 from reinflow.algos.schedules import NoiseConfig
 from reinflow.errors import UserError
@@ -89,7 +90,7 @@ class ReinFlowAgent(nn.Module):
         spec = policy.spec
         self.policy = policy
         self.actor = make_stochastic(policy, num_steps, noise_net)
-        self.critic = ValueNetwork(spec.cond_dim, scale=1 / (1 - ppo.gamma))
+        self.critic = ValueNetwork(spec.cond_dim, scale=return_scale(ppo.gamma))
         self.config = ppo
         self.noise = noise
         self.register_buffer("scored", torch.zeros(0), persistent=False)

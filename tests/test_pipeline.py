@@ -112,7 +112,7 @@ WRONG = {
     "run exists": (f"{CLONE} --demo_path DEMOS", "--resume"),
     "forgotten checkpoint": ("train_online_finetune.py", "--pretrained_path"),
     "no checkpoint": (f"{TUNE} nowhere", "nowhere"),
-    "no GPU": (f"{TUNE} STAGE1 --sim_backend physx_cuda", "physx_cuda"),
+    "no GPU": (f"{TUNE} STAGE1 --exp_name y --sim_backend physx_cuda", "physx_cuda"),
     "task of another checkpoint": (f"{TUNE} STAGE1 --env_id PushCube-v1", "PushCube-v1"),
 }
 

@@ -37,6 +37,11 @@ def normalized(advantages: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
+def return_scale(gamma: float) -> float:
+    """Size of a discounted return at a reward of 1 per step, 1 / (1 - gamma), for at most 100 steps."""
+    return 1 / max(1 - gamma, 0.01)
+
+
 def explained_variance(value: Float[Tensor, "..."], returns: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """1 is a perfect critic, 0 one that knows only the mean, below 0 worse than that."""
     return 1 - (returns - value).var() / returns.var().clamp_min(1e-8)

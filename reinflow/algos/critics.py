@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nets.critic import QEnsemble, ValueNetwork
+from reinflow.algos.advantages import return_scale
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Critics(nn.Module):
         self.config = config
         self.q = QEnsemble(cond_dim, chunk_dim, config.num_qs, config.q_hidden_dim)
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
-        self.value = ValueNetwork(cond_dim, scale=1 / (1 - config.gamma))
+        self.value = ValueNetwork(cond_dim, scale=return_scale(config.gamma))
         self.optimizer = torch.optim.Adam(
             [*self.q.parameters(), *self.value.parameters()], lr=config.lr_critic, fused=True
         )
