@@ -58,8 +58,8 @@ def clone(family: str = "shortcut", iterations: int = 1500) -> Policy:
 
 def fine_tune(policy: Policy, env: ChunkEnv, most_env_steps: int, target: float) -> float:
     """Train until the evaluated success passes `target` or the steps are used up; returns it."""
-    ppo = PPOConfig(lr=1e-4, lr_noise=1e-4, minibatch_size=384, critic_warmup_steps=10_000)
-    agent = ReinFlowAgent.from_policy(policy, ppo, NoiseConfig(noise_decay_steps=500_000))
+    ppo = PPOConfig(lr=2e-4, lr_noise=2e-4, minibatch_size=384, critic_warmup_steps=10_000)
+    agent = ReinFlowAgent.from_policy(policy, ppo, NoiseConfig(min_noise_std=0.1, max_noise_std=0.4, noise_decay_steps=1_500_000))
     learner = PPO(agent, ppo)
     shape = (NUM_ENVS * DECISIONS, SPEC.cond_dim, SPEC.pred_horizon, SPEC.action_dim)
     buffer = RolloutBuffer(*shape, ppo.gamma, ppo.gae_lambda, agent.actor.num_steps)
@@ -87,7 +87,7 @@ def test_cloning_gets_about_half_and_reinflow_over_95_percent_in_two_minutes():
     policy = clone()
     cloned = success(policy, env)
     assert 0.3 < cloned < 0.7
-    tuned = fine_tune(policy, env, most_env_steps=800_000, target=0.955)
+    tuned = fine_tune(policy, env, most_env_steps=800_000, target=0.96)
     print(f"cloned {cloned:.3f}, fine-tuned {tuned:.3f}, {time.perf_counter() - started:.0f} s")
     assert tuned > 0.95
 

@@ -37,7 +37,7 @@ class PPOConfig:
     """passes over each rollout"""
     minibatch_size: int = 768
     """decisions per gradient step"""
-    lr: float = 4e-5
+    lr: float = 8e-5
     """learning rate of the velocity network"""
     lr_noise: float = 3e-5
     """learning rate of the exploration noise"""

@@ -13,9 +13,9 @@ from reinflow.errors import UserError
 class NoiseConfig:
     """Bounds of the exploration noise, in normalised action units; the network chooses inside them."""
 
-    min_noise_std: float = 0.05
+    min_noise_std: float = 0.1
     """floor of the std"""
-    max_noise_std: float = 0.3
+    max_noise_std: float = 0.4
     """ceiling of the std at the start"""
     noise_decay_type: Literal["constant", "linear", "exponential"] = "linear"
     """how the ceiling falls towards the floor"""

@@ -34,7 +34,7 @@ def test_exponential_ends_at_five_percent_of_the_range(env_steps, factor):
     assert bounds("exponential", env_steps) == pytest.approx((0.1, 0.1 + 0.4 * factor))
 
 
-@pytest.mark.parametrize("wrong", [{"min_noise_std": 0.0}, {"min_noise_std": 0.4}, {"noise_decay_steps": 0}])
+@pytest.mark.parametrize("wrong", [{"min_noise_std": 0.0}, {"min_noise_std": 0.9}, {"noise_decay_steps": 0}])
 def test_impossible_bounds_are_refused_with_the_flag_to_change(wrong):
     with pytest.raises(UserError, match="--"):
         NoiseConfig(**wrong)
