@@ -56,7 +56,7 @@ ONLINE_PRESETS: dict[str, Preset] = {
         "noise_decay_steps": 500_000,
     },
     "official": {"logprob_reduction": "mean", "clip_ratio": 0.01, "scored": "all", "count_initial_noise": True},
-    "quickstart": {"total_timesteps": 400_000, "eval_freq": 4, "save_freq": 0},
+    "quickstart": {"total_timesteps": 500_000, "eval_freq": 4, "save_freq": 0},
     "gpu": {"num_envs": 256, "rollout_steps": 32, "sim_backend": "physx_cuda", "num_eval_envs": 128},
     "toy": {
         "num_envs": 128,
