@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-PACKAGES = ("torch", "numpy", "gymnasium", "mani_skill", "sapien", "h5py", "tyro", "einops", "wandb", "tensorboard")
+PACKAGES = ("torch", "numpy", "gymnasium", "mani_skill", "sapien", "h5py", "tyro", "wandb", "tensorboard")
 MIN_FREE_GB = 2.0
 SIMULATOR_SECONDS = 180
 SIMULATOR_TEST = """
