@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib import metadata
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+from benchmarks._machine import fingerprint
 
 EPISODE_STEPS = 50
 BASELINE = "stock"
@@ -113,25 +109,6 @@ def run(num_envs: int, num_workers: int, rounds: int, seconds: float) -> dict[st
     for process in processes:
         process.join()
     return speeds
-
-
-def fingerprint() -> dict[str, object]:
-    """The machine and the versions that a speed belongs to."""
-    cpu = platform.processor()
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": git.stdout.strip() if git.returncode == 0 else None,
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("torch", "numpy", "mani_skill", "sapien")},
-    }
 
 
 def summary(values: list[float]) -> dict[str, float]:

@@ -36,7 +36,7 @@ class ShortCutVelocityMLP(nn.Module):
         act_dim: int,
         pred_horizon: int,
         global_cond_dim: int,
-        hidden_dim: int = 512,
+        hidden_dim: int = 256,
         depth: int = 3,
         time_embed_dim: int = 64,
     ):

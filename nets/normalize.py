@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 Self = TypeVar("Self", bound="_AffineNormalizer")
@@ -62,6 +62,11 @@ class MinMaxNormalizer(_AffineNormalizer):
     def __init__(self, dim: int, half_range_floor: float = 1e-2):
         """`half_range_floor`, in data units: a constant dimension maps to 0, and 1 means that far away from it."""
         super().__init__(dim, half_range_floor)
+
+    @property
+    def varies(self) -> Bool[Tensor, "dim"]:
+        """Dimensions whose range was above the floor."""
+        return self.scale > self.floor
 
     def fit_(self: Self, data: Float[Tensor, "*batch dim"]) -> Self:
         """Take the range from `data`, in place."""

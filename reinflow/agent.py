@@ -36,7 +36,7 @@ class ReinFlowAgent(nn.Module):
     """Built around a velocity network as below, or around any policy family with `from_policy`."""
 
     scored: Tensor
-    """which chunk positions of which denoising step count in the log-probability, (k h)"""
+    """which numbers of which denoising step count in the log-probability, (k h a)"""
 
     def __init__(
         self,
@@ -99,10 +99,12 @@ class ReinFlowAgent(nn.Module):
 
     def _score(self, spec: PolicySpec) -> None:
         """Choose the scored dims of a chain for the horizons of `spec`, and count them."""
-        scored = scored_dims(self.actor.num_steps, spec.pred_horizon, spec.executed, self.config.scored)
-        self.scored = scored.to(self.scored.device)
-        positions = int(scored.sum()) + self.config.count_initial_noise * spec.pred_horizon
-        self.num_scored = positions * spec.action_dim
+        varies = self.policy.action_normalizer.varies
+        self.scored = scored_dims(
+            self.actor.num_steps, spec.pred_horizon, spec.executed, varies, self.config.scored
+        ).to(self.scored.device)
+        initial = self.config.count_initial_noise * spec.pred_horizon * spec.action_dim
+        self.num_scored = int(self.scored.sum()) + initial
 
     def load_from_aw_shortcut_flow(self, checkpoint_path: str | Path, device: torch.device | str = "cpu") -> None:
         """Take weights, normalisers, horizons and, where there is one, V from a checkpoint of Stage 1 or 2.

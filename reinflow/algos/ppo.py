@@ -48,7 +48,7 @@ class PPOConfig:
     logprob_reduction: Literal["sum", "sqrt", "mean"] = "sqrt"
     """the log-ratio of D scored Gaussians is divided by 1, sqrt(D) or D"""
     scored: Literal["feeds", "executed", "all"] = "feeds"
-    """chunk positions in the log-probability: `feeds` those that reach the env, directly or through the network"""
+    """numbers in the log-probability: `feeds` all that reach the env, directly or through the network"""
     count_initial_noise: bool = False
     """count x_0's dimensions, whose density cancels, in the D of `logprob_reduction`"""
     normalize_advantages: bool = True

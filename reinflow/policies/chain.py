@@ -18,27 +18,32 @@ LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 def scored_dims(
-    num_steps: int, pred_horizon: int, executed: slice, mode: Literal["feeds", "executed", "all"] = "feeds"
-) -> Bool[Tensor, "k h"]:
-    """Which chunk positions of which step count in the log-probability.
+    num_steps: int,
+    pred_horizon: int,
+    executed: slice,
+    varies: Bool[Tensor, "a"],
+    mode: Literal["feeds", "executed", "all"] = "feeds",
+) -> Bool[Tensor, "k h a"]:
+    """Which numbers of which step count in the log-probability.
 
     `feeds`: all positions until the last step, where only the executed ones reach the env; `executed`: those alone,
-    always; `all`.
+    always. Both leave out action dims that do not vary: what the env does not feel would be pure noise in the ratio.
+    `all`: everything.
     """
-    scored = torch.ones(num_steps, pred_horizon, dtype=torch.bool)
-    unexecuted = torch.ones(pred_horizon, dtype=torch.bool)
+    scored = torch.ones(num_steps, pred_horizon, len(varies), dtype=torch.bool, device=varies.device)
+    if mode == "all":
+        return scored
+    unexecuted = torch.ones(pred_horizon, dtype=torch.bool, device=varies.device)
     unexecuted[executed] = False
-    if mode == "executed":
-        scored[:, unexecuted] = False
-    elif mode == "feeds":
-        scored[-1, unexecuted] = False
-    return scored
+    steps = slice(None) if mode == "executed" else slice(-1, None)
+    scored[steps, unexecuted] = False
+    return scored & varies
 
 
 def sample_chain(
     actor: Stochastic,
     cond: Float[Tensor, "b z"],
-    scored: Bool[Tensor, "k h"],
+    scored: Bool[Tensor, "k h a"],
     generator: torch.Generator | None = None,
 ) -> Chain:
     """Draw a chain; its log-probability comes from the drawn noise, without a second pass."""
@@ -70,7 +75,7 @@ def chain_log_prob(
     states: Float[Tensor, "b k1 h a"],
     means: Float[Tensor, "b k h a"],
     stds: Float[Tensor, "b k h a"],
-    scored: Bool[Tensor, "k h"],
+    scored: Bool[Tensor, "k h a"],
 ) -> Float[Tensor, "b"]:
     """Sum over scored dims of log N(x_{k+1}; mean_k, std_k)."""
     z = (states[:, 1:] - means) / stds
@@ -83,7 +88,7 @@ def joint_kl(
     old_stds: Float[Tensor, "b k h a"],
     means: Float[Tensor, "b k h a"],
     stds: Float[Tensor, "b k h a"],
-    scored: Bool[Tensor, "k h"],
+    scored: Bool[Tensor, "k h a"],
 ) -> Float[Tensor, "b"]:
     """KL(old || new) of the scored dims along old chains, in nats, from the closed form of the Gaussians."""
     ratio = old_stds / stds
@@ -91,11 +96,11 @@ def joint_kl(
     return scored_sum(kl, scored)
 
 
-def chain_entropy(stds: Float[Tensor, "b k h a"], scored: Bool[Tensor, "k h"]) -> Float[Tensor, "b"]:
+def chain_entropy(stds: Float[Tensor, "b k h a"], scored: Bool[Tensor, "k h a"]) -> Float[Tensor, "b"]:
     """Differential entropy per scored dim, mean, in nats."""
     entropy = stds.log() + 0.5 + LOG_SQRT_2PI
-    return scored_sum(entropy, scored) / (scored.sum() * stds.shape[-1])
+    return scored_sum(entropy, scored) / scored.sum()
 
 
-def scored_sum(values: Float[Tensor, "b k h a"], scored: Bool[Tensor, "k h"]) -> Float[Tensor, "b"]:
-    return (values * scored[:, :, None]).sum((1, 2, 3))
+def scored_sum(values: Float[Tensor, "b k h a"], scored: Bool[Tensor, "k h a"]) -> Float[Tensor, "b"]:
+    return (values * scored).sum((1, 2, 3))

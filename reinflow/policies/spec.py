@@ -34,7 +34,7 @@ class PolicyConfig:
     """UNet channels per level; pred_horizon must be a multiple of 2 ** (levels - 1)"""
     n_groups: int = 8
     """GroupNorm groups of the UNet"""
-    mlp_hidden_dim: int = 512
+    mlp_hidden_dim: int = 256
     """width of the MLP"""
     mlp_depth: int = 3
     """residual layers of the MLP"""

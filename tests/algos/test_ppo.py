@@ -74,6 +74,14 @@ def test_scored_gaussians_of_four_steps_eight_positions_of_which_four_are_execut
     assert make_agent(**options).num_scored == count
 
 
+def test_a_constant_action_dim_does_not_count(make_agent: Make):
+    agent = make_agent()
+    agent.policy.action_normalizer.scale[1] = agent.policy.action_normalizer.floor
+    agent._score(agent.policy.spec)
+    assert agent.num_scored == (3 * 8 + 4) * 2
+    assert not agent.scored[:, :, 1].any()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("num_steps", [1, 2, 4, 8])
 def test_the_ratio_is_one_on_the_first_minibatch_of_every_update(make_agent: Make, fill: Fill, family, num_steps):

@@ -52,6 +52,12 @@ def test_actions_fill_minus_one_to_one():
     torch.testing.assert_close(out[:, :2].amin(0), -torch.ones(2), rtol=0, atol=1e-5)
 
 
+def test_a_dimension_that_never_moves_does_not_vary():
+    actions = torch.tensor([[0.0, 0.5, -1.0], [0.0, 0.5, 1.0]])
+    assert MinMaxNormalizer.from_data(actions).varies.tolist() == [False, False, True]
+    assert MinMaxNormalizer(3).varies.all()
+
+
 def test_statistics_of_a_large_offset_keep_their_precision():
     # float32 sums over 1e5 rows at 1000 would lose the std of .1
     rows = 1000 + 0.1 * torch.randn(100_000, 1, generator=torch.Generator().manual_seed(0))

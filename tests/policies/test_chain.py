@@ -27,6 +27,9 @@ def column(*values):
     return torch.tensor(values).reshape(1, -1, 1, 1)
 
 
+ALL_VARY = torch.ones(3).bool()
+
+
 @pytest.fixture
 def make_actor(make_policy):
     def build(family, num_steps, net="mlp", **config):
@@ -42,7 +45,7 @@ def make_actor(make_policy):
 
 def drawn(actor, rows=16, mode="feeds"):
     policy = getattr(actor, "policy", actor)
-    scored = scored_dims(actor.num_steps, 8, policy.spec.executed, mode)
+    scored = scored_dims(actor.num_steps, 8, policy.spec.executed, ALL_VARY, mode)
     cond = torch.randn(rows, policy.spec.cond_dim)
     with torch.no_grad():
         chain = sample_chain(actor, cond, scored, torch.Generator().manual_seed(0))
@@ -52,13 +55,13 @@ def drawn(actor, rows=16, mode="feeds"):
 def test_log_prob_of_a_two_step_chain_by_hand():
     # z_0 = (1 - .8)/.5 = .4;  z_1 = (1.5 - 1.6)/.1 = -1;  log N = -z^2/2 - log sigma - .9189385
     # -.08 + .6931472 - .9189385 = -.3057913;  -.5 + 2.3025851 - .9189385 = .8836466;  sum .5778553
-    log_prob = chain_log_prob(column(0.0, 1.0, 1.5), column(0.8, 1.6), column(0.5, 0.1), torch.ones(2, 1).bool())
+    log_prob = chain_log_prob(column(0.0, 1.0, 1.5), column(0.8, 1.6), column(0.5, 0.1), torch.ones(2, 1, 1).bool())
     torch.testing.assert_close(log_prob, torch.tensor([0.5778553]))
 
 
 def test_log_prob_is_the_sum_of_normal_densities_over_scored_dims():
     states, means, stds = torch.randn(5, 4, 8, 3), torch.randn(5, 3, 8, 3), 0.1 + torch.rand(5, 3, 8, 3)
-    scored = scored_dims(3, 8, slice(1, 5))
+    scored = scored_dims(3, 8, slice(1, 5), ALL_VARY)
     density = torch.distributions.Normal(means, stds).log_prob(states[:, 1:])
     expected = density[:, :2].sum((1, 2, 3)) + density[:, 2, 1:5].sum((1, 2))
     torch.testing.assert_close(chain_log_prob(states, means, stds, scored), expected)
@@ -67,21 +70,21 @@ def test_log_prob_is_the_sum_of_normal_densities_over_scored_dims():
 def test_log_prob_is_neither_clamped_nor_blind_far_from_the_mean():
     # z = 100: log N = -5000 - log 1 - .9189385, and d log N / d mean = z / sigma = 100
     mean = column(0.0).requires_grad_()
-    log_prob = chain_log_prob(column(0.0, 100.0), mean, column(1.0), torch.ones(1, 1).bool())
+    log_prob = chain_log_prob(column(0.0, 100.0), mean, column(1.0), torch.ones(1, 1, 1).bool())
     torch.testing.assert_close(log_prob.detach(), torch.tensor([-5000.9189385]))
     assert torch.autograd.grad(log_prob.sum(), mean)[0].item() == 100
 
 
 def test_joint_kl_by_hand():
     # KL(N(0,1) || N(1,2)) = log 2 + (1 + 1)/(2 * 4) - 1/2 = .4431472; two equal steps give twice that
-    kl = joint_kl(column(0.0, 0.0), column(1.0, 1.0), column(1.0, 1.0), column(2.0, 2.0), torch.ones(2, 1).bool())
+    kl = joint_kl(column(0.0, 0.0), column(1.0, 1.0), column(1.0, 1.0), column(2.0, 2.0), torch.ones(2, 1, 1).bool())
     torch.testing.assert_close(kl, torch.tensor([2 * 0.4431472]))
 
 
 def test_joint_kl_and_entropy_are_those_of_torch_distributions():
     old_means, means = torch.randn(2, 5, 3, 8, 2)
     old_stds, stds = 0.1 + torch.rand(2, 5, 3, 8, 2)
-    scored = scored_dims(3, 8, slice(1, 5), "all")
+    scored = scored_dims(3, 8, slice(1, 5), ALL_VARY[:2], "all")
     old, new = torch.distributions.Normal(old_means, old_stds), torch.distributions.Normal(means, stds)
     expected = torch.distributions.kl_divergence(old, new).sum((1, 2, 3))
     torch.testing.assert_close(joint_kl(old_means, old_stds, means, stds, scored), expected)
@@ -90,9 +93,18 @@ def test_joint_kl_and_entropy_are_those_of_torch_distributions():
 
 def test_scored_dims_of_the_three_modes():
     executed = slice(1, 3)
-    assert scored_dims(2, 4, executed, "feeds").tolist() == [[True] * 4, [False, True, True, False]]
-    assert scored_dims(2, 4, executed, "executed").tolist() == [[False, True, True, False]] * 2
-    assert scored_dims(2, 4, executed, "all").all()
+    one = torch.ones(1).bool()
+    feeds, executed_only = (scored_dims(2, 4, executed, one, mode)[:, :, 0] for mode in ("feeds", "executed"))
+    assert feeds.tolist() == [[True] * 4, [False, True, True, False]]
+    assert executed_only.tolist() == [[False, True, True, False]] * 2
+    assert scored_dims(2, 4, executed, one, "all").all()
+
+
+def test_action_dims_that_the_demonstrations_hold_constant_are_not_scored():
+    varies = torch.tensor([True, False, True])
+    scored = scored_dims(2, 4, slice(1, 3), varies)
+    assert torch.equal(scored, scored_dims(2, 4, slice(1, 3), ALL_VARY) & varies)
+    assert scored_dims(2, 4, slice(1, 3), varies, "all").all()
 
 
 @every_net
@@ -102,7 +114,7 @@ def test_the_ratio_of_a_rescored_chain_is_one(make_actor, family, num_steps, net
     chain, cond, scored = drawn(actor)
     means, stds = chain_moments(actor, chain.states, cond)
     log_prob = chain_log_prob(chain.states, means, stds, scored)
-    num_scored = int(scored.sum()) * 3
+    num_scored = int(scored.sum())
     ratio = ((log_prob - chain.log_prob) / math.sqrt(num_scored)).exp()
     torch.testing.assert_close(ratio, torch.ones(16), rtol=0, atol=1e-5)
     torch.testing.assert_close(
@@ -144,7 +156,7 @@ def test_states_are_means_plus_std_times_the_drawn_noise(make_actor, family, num
         eps = torch.randn(16, 8, 3, generator=generator)
         torch.testing.assert_close(chain.states[:, k + 1], chain.means[:, k] + chain.stds[:, k] * eps)
         density = -0.5 * eps.square() - chain.stds[:, k].log() - 0.5 * math.log(2 * math.pi)
-        log_prob += density[:, scored[k]].sum((1, 2))
+        log_prob += density[:, scored[k]].sum(1)
     torch.testing.assert_close(chain.log_prob, log_prob, rtol=1e-4, atol=1e-3)
 
 
@@ -170,7 +182,7 @@ def test_equal_generators_draw_equal_chains(make_actor):
     actor = make_actor("shortcut", 4)
     assert torch.equal(drawn(actor)[0].states[:, 0], drawn(actor)[0].states[:, 0])
     cond = torch.randn(3, 10)
-    scored = scored_dims(4, 8, slice(1, 5))
+    scored = scored_dims(4, 8, slice(1, 5), ALL_VARY)
     first, again, other = (sample_chain(actor, cond, scored, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert torch.equal(first.states, again.states)
     assert not torch.equal(first.states, other.states)

@@ -47,7 +47,7 @@ def test_sampling_and_scoring_ask_for_the_same_times(make_spec):
     sampled, scored = Recorder(), Recorder()
     Shortcut(make_spec(), sampled).sample(torch.zeros(1, 10), torch.zeros(1, 8, 3), num_steps=4)
     actor = make_stochastic(Shortcut(make_spec(), scored), num_steps=4)
-    sample_chain(actor, torch.zeros(1, 10), scored_dims(4, 8, slice(1, 5)))
+    sample_chain(actor, torch.zeros(1, 10), scored_dims(4, 8, slice(1, 5), torch.ones(3).bool()))
     assert sampled.calls == scored.calls == [([k / 4], [0.25]) for k in range(4)]
 
 

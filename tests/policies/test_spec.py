@@ -19,7 +19,8 @@ def test_a_ramp_chunk_executes_the_same_indices_everywhere(make_policy):
     assert ramp[executed_slice(obs_horizon=2, act_horizon=4)].tolist() == [1, 2, 3, 4]
     policy = make_policy()
     assert ramp[policy.spec.executed].tolist() == [1, 2, 3, 4]
-    assert ramp[scored_dims(2, 8, policy.spec.executed, "feeds")[-1]].tolist() == [1, 2, 3, 4]
+    scored = scored_dims(2, 8, policy.spec.executed, policy.action_normalizer.varies)
+    assert ramp[scored[-1, :, 0]].tolist() == [1, 2, 3, 4]
     chunk = (ramp / 10).expand(3, 8).T[None]  # every action dimension holds the ramp
     actions = policy.action_normalizer.normalize(policy.to_action(chunk))
     torch.testing.assert_close(actions[0, :, 0], torch.tensor([0.1, 0.2, 0.3, 0.4]))

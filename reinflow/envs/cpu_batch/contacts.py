@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -85,7 +87,8 @@ class ContactReader:
             first_rows, second_rows = self._body_rows.get(first, ()), self._body_rows.get(second, ())
         if not (pair_rows or first_rows or second_rows):
             return
-        impulse = np.sum([point.impulse for point in contact.points], axis=0)
+        # np.sum adds in the same order but costs several times as much for the few points of a contact
+        impulse = reduce(add, (point.impulse for point in contact.points), 0.0)
         for impulses, row, sign in pair_rows:
             impulses[row] += sign * impulse
         for impulses, row in first_rows:
