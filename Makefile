@@ -1,5 +1,5 @@
 # make quickstart   the main job: demonstrations, three training stages, evaluations
-# make test         lint and tests
+# make test         lint, types and tests
 # make doctor       names whatever is missing on this machine
 # Each installs into .venv on first use and whenever pyproject.toml or constraints.txt changes. PYTHON= chooses the interpreter.
 
@@ -10,7 +10,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_inf
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3 python; do \
 	$$python -c '$(SUITABLE)' 2>/dev/null && { echo $$python; break; }; done)
 
-.PHONY: quickstart test lint types format doctor install clean
+.PHONY: quickstart test lint format doctor install clean
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
@@ -22,8 +22,6 @@ test: lint
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-
-types: $(STAMP)
 	@$(BIN)/mypy
 
 format: $(STAMP)

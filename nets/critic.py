@@ -16,6 +16,8 @@ from nets.mlp import MLP
 class ValueNetwork(nn.Module):
     """V(cond), near 0 at first, so that advantages start as returns."""
 
+    scale: Tensor
+
     def __init__(
         self, obs_dim: int, hidden_dims: Sequence[int] = (256, 256), last_layer_scale: float = 0.01, scale: float = 1.0
     ):

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 class SinusoidalEmbedding(nn.Module):
     """sin and cos of a time at `dim / 2` geometrically spaced frequencies."""
 
+    frequencies: Tensor
+
     def __init__(self, dim: int, max_frequency: float = 1000.0, frequency_ratio: float = 1e4):
         """`max_frequency` in rad per unit of time; the slowest frequency is `max_frequency / frequency_ratio`."""
         super().__init__()

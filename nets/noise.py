@@ -24,6 +24,9 @@ DRIVE_LIMIT = 4.0
 class BoundedStd(nn.Module):
     """A std kept strictly inside bounds that can be moved: (... a) of any real numbers -> (... a)."""
 
+    log_min_std: Tensor
+    log_max_std: Tensor
+
     def __init__(self, min_std: float = 0.01, max_std: float = 0.3):
         super().__init__()
         self.register_buffer("log_min_std", torch.zeros(()))
@@ -68,8 +71,8 @@ class ExploreNoiseNet(BoundedStd):
         super().__init__(min_std, max_std)
         self.std_shape = (act_dim,) if horizon is None else (horizon, act_dim)
         self.net = MLP(time_embed_dim + obs_embed_dim, (hidden_dim, hidden_dim), math.prod(self.std_shape))
-        nn.init.zeros_(self.net[-1].weight)
-        nn.init.zeros_(self.net[-1].bias)
+        for parameter in self.net[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, time_emb: Float[Tensor, "b t"], obs_emb: Float[Tensor, "b z"]) -> Float[Tensor, "b *h a"]:
         return self.squash(self.net(torch.cat((time_emb, obs_emb), dim=-1)).unflatten(-1, self.std_shape))

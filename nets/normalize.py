@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,9 @@ Self = TypeVar("Self", bound="_AffineNormalizer")
 class _AffineNormalizer(nn.Module):
     """`normalize(x) = (x - shift) / scale` per dimension; the identity until fitted."""
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, dim: int, floor: float):
         super().__init__()
         self.floor = floor
@@ -25,6 +29,10 @@ class _AffineNormalizer(nn.Module):
 
     def denormalize(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         return torch.addcmul(self.shift, x, self.scale)
+
+    @abstractmethod
+    def fit_(self: Self, data: Float[Tensor, "*batch dim"]) -> Self:
+        """Take the statistics of `data`, in place."""
 
     @classmethod
     def from_data(cls: type[Self], data: Float[Tensor, "*batch dim"], **kwargs: float) -> Self:

@@ -8,7 +8,8 @@ second can be computed once per observation (`condition`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -28,16 +29,18 @@ class LocalConv1d(nn.Conv1d):
     """rows from which rearranging the weights costs less than it saves (measured on a CPU)"""
 
     def __init__(self, in_dim: int, out_dim: int, kernel_size: int):
-        super().__init__(in_dim, out_dim, kernel_size, padding=kernel_size // 2)
+        self.centre = kernel_size // 2
+        super().__init__(in_dim, out_dim, kernel_size, padding=self.centre)
 
     def forward(self, x: Float[Tensor, "b i h"]) -> Float[Tensor, "b o h"]:
         rows, _, length = x.shape
-        centre = self.padding[0]
+        centre = self.centre
         if length > centre or rows < self.min_rows:
             return super().forward(x)
         # output position p meets input position j through tap centre - p + j
         taps = torch.stack([self.weight[:, :, centre - p : centre - p + length] for p in range(length)], dim=1)
-        out = F.linear(x.flatten(1), taps.flatten(2).flatten(0, 1), self.bias.repeat_interleave(length))
+        bias = cast(Tensor, self.bias).repeat_interleave(length)
+        out = F.linear(x.flatten(1), taps.flatten(2).flatten(0, 1), bias)
         return out.unflatten(1, (self.out_channels, length))
 
 
@@ -66,6 +69,9 @@ class FiLMResidualBlock(nn.Module):
         gain, bias = film.unsqueeze(-1).chunk(2, dim=1)
         hidden = torch.addcmul(bias, self.first(x), 1 + gain)
         return self.second(hidden) + self.skip(x)
+
+
+Levels = Iterable[tuple[FiLMResidualBlock, FiLMResidualBlock]]
 
 
 class ShortCutVelocityUNet1D(nn.Module):
@@ -136,14 +142,14 @@ class ShortCutVelocityUNet1D(nn.Module):
         films = iter(film.split(self.film_dims, dim=1))
         x = sample.transpose(1, 2)
         skips = []
-        for level, (first, second) in enumerate(self.down):
+        for level, (first, second) in enumerate(cast(Levels, self.down)):
             x = second(first(x, next(films)), next(films))
             skips.append(x)
             if level < len(self.downsample):
                 x = self.downsample[level](x)
         for block in self.middle:
             x = block(x, next(films))
-        for (first, second), upsample in zip(self.up, self.upsample, strict=True):
+        for (first, second), upsample in zip(cast(Levels, self.up), self.upsample, strict=True):
             x = torch.cat((x, skips.pop()), dim=1)
             x = upsample(second(first(x, next(films)), next(films)))
         return self.out(x).transpose(1, 2)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,8 @@ from reinflow.policies.chain import (
     scored_dims,
 )
 from reinflow.types import Chain, Obs
+
+C = TypeVar("C")
 
 
 class ReinFlowAgent(nn.Module):
@@ -61,10 +63,7 @@ class ReinFlowAgent(nn.Module):
             action_dim=act_dim,
             num_inference_steps=num_inference_steps,
         )
-        noise, noise_net = (
-            config(**{field.name: options.pop(field.name) for field in fields(config) if field.name in options})
-            for config in (NoiseConfig, NoiseNetConfig)
-        )
+        noise, noise_net = taken(NoiseConfig, options), taken(NoiseNetConfig, options)
         super().__init__()
         self._compose(Shortcut(spec, velocity_net), PPOConfig(**options), noise, noise_net, num_inference_steps)
 
@@ -82,7 +81,7 @@ class ReinFlowAgent(nn.Module):
         nn.Module.__init__(agent)
         steps = num_inference_steps or policy.spec.num_inference_steps
         agent._compose(policy, ppo or PPOConfig(), noise or NoiseConfig(), noise_net or NoiseNetConfig(), steps)
-        return agent.to(policy.action_normalizer.shift.device)
+        return agent.to(policy.device)
 
     def _compose(
         self, policy: Policy, ppo: PPOConfig, noise: NoiseConfig, noise_net: NoiseNetConfig, num_steps: int
@@ -196,3 +195,9 @@ class ReinFlowAgent(nn.Module):
             "clip_fraction": (deviation > self.config.clip_ratio).float().mean(),
             "ratio_deviation": deviation.max(),
         }
+
+
+def taken(config: type[C], options: dict[str, Any]) -> C:
+    """A `config` of those `options` that are its fields; they are removed from `options`."""
+    names = {field.name for field in fields(cast(Any, config))} & set(options)
+    return config(**{name: options.pop(name) for name in names})

@@ -11,7 +11,7 @@ import random
 import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -182,7 +182,7 @@ def training_files(run_dir: str | Path) -> list[Path]:
 
 def rng_state() -> dict[str, Any]:
     """State of the global Python, NumPy and torch generators, as values that `weights_only` can load."""
-    algorithm, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    algorithm, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     return {
         "python": random.getstate(),
         "numpy": [algorithm, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],

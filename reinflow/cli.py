@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
@@ -123,7 +123,7 @@ def with_flags(config: C, flags: Mapping[str, Any]) -> C:
     if unknown := set(flags) - known:
         raise ValueError(f"{type(config).__name__} has no flag {', '.join(sorted(unknown))}")
     changes: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
+    for field in dataclasses.fields(cast(Any, config)):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             inner = {name for name, _ in flat_fields(value)} & set(flags)
@@ -131,7 +131,7 @@ def with_flags(config: C, flags: Mapping[str, Any]) -> C:
                 changes[field.name] = with_flags(value, {name: flags[name] for name in inner})
         elif field.name in flags:
             changes[field.name] = flags[field.name]
-    return dataclasses.replace(config, **changes)
+    return dataclasses.replace(cast(Any, config), **changes)
 
 
 def flat_fields(config: Any) -> Iterator[tuple[str, Any]]:

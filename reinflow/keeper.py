@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +34,7 @@ class Keeper:
         self.snapshot = snapshot
         self.best: tuple[float, float] | None = None
         """(success_once, success_at_end) of best_model.pt"""
-        self.first: float | None = None
+        self.first = math.nan
         """success_once of the first evaluation, which in Stages 2 and 3 is the pretrained policy's"""
 
     def evaluate(self, policy: Policy, step: int) -> dict[str, Any]:
@@ -42,7 +43,7 @@ class Keeper:
         result = evaluate(policy, self.env, episodes=self.config.num_eval_episodes, seed=self.config.eval_seed)
         metrics = result.metrics()
         score = (metrics["eval/success_once"], metrics["eval/success_at_end"])
-        if self.first is None:
+        if math.isnan(self.first):
             self.first = score[0]
         if self.best is None or score > self.best:
             self.best = score
@@ -66,7 +67,7 @@ class Keeper:
 
     def restore(self) -> dict[str, Any]:
         """What `save` was given (with its `step`), after the best score and the random states are back in place."""
-        training = latest_training(self.run.dir, self.run.device).training
+        training = latest_training(self.run.dir, self.run.device).training or {}
         self.best = tuple(training["best"]) if training["best"] else None
         self.first = training["first"]
         set_rng_state(training["rng"])

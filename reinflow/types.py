@@ -7,12 +7,13 @@ Shapes use the letters of `docs/algorithm.md`: `b` rows, `n` envs, `r` decisions
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 Obs = dict[str, Tensor]
 """Observation history, oldest first:
@@ -140,8 +141,13 @@ class Chain:
 class Regressable(Protocol):
     """Can be fitted to chunks. Asked for by behaviour cloning and every weighted regression."""
 
-    def loss(self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b"]:
-        """Unreduced, so that a caller can weight the rows; `chunk` is normalised."""
+    def loss(
+        self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b h a"], teacher: nn.Module | None = None
+    ) -> Float[Tensor, "b"]:
+        """Unreduced, so that a caller can weight the rows; `chunk` is normalised.
+
+        `teacher` is an average of the policy's weights, for families that bootstrap from one.
+        """
         ...
 
 
@@ -156,12 +162,24 @@ class Samplable(Protocol):
 
 @runtime_checkable
 class Stochastic(Protocol):
-    """A chain of Gaussian kernels with a density.
+    """A chain of Gaussian kernels with a density and a learned std.
 
     Asked for by PPO; flows offer it through `NoisyFlow`, Gaussians natively.
     """
 
     num_steps: int
+
+    def set_noise_bounds_(self, min_std: float, max_std: float) -> None:
+        """Bounds of the std in normalised action units, in place."""
+        ...
+
+    def velocity_parameters(self) -> Iterator[nn.Parameter]:
+        """What moves the means."""
+        ...
+
+    def noise_parameters(self) -> Iterator[nn.Parameter]:
+        """What moves the stds, for an optimiser group of their own."""
+        ...
 
     def start(self, cond: Float[Tensor, "b z"], generator: torch.Generator | None = None) -> Float[Tensor, "b h a"]:
         """x_0"""

@@ -46,7 +46,7 @@ class AdvantageWeightedRegression(BehaviorCloning):
         self.awr = awr
         spec = policy.spec
         self.critics = Critics(spec.cond_dim, spec.act_horizon * spec.action_dim, critics)
-        self.critics.to(policy.action_normalizer.shift.device)
+        self.critics.to(policy.device)
 
     def executed(self, chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b ea"]:
         """The critics' action: the executed slice of a normalised chunk, flat."""

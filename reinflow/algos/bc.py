@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +42,9 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> 
 
 
 def regression_loss(policy: Policy, teacher: Policy | None, obs: Obs, chunk: Tensor) -> tuple[Tensor, Tensor]:
-    """Unreduced loss of a policy on env-unit chunks, and the condition that it used."""
+    """Unreduced loss of a Regressable policy on env-unit chunks, and the condition that it used."""
     cond = policy.encode(obs)
-    normalized = policy.normalize_chunk(chunk)
-    if "teacher" in inspect.signature(policy.loss).parameters:
-        return policy.loss(cond, normalized, teacher=teacher), cond
-    return policy.loss(cond, normalized), cond
+    return cast(Regressable, policy).loss(cond, policy.normalize_chunk(chunk), teacher), cond
 
 
 class BehaviorCloning:

@@ -144,7 +144,8 @@ class PPO:
         self.critic_optimizer.zero_grad()
         losses.pop("loss").backward()
         limit = self.config.max_grad_norm
-        losses["grad_norm_noise"] = nn.utils.get_total_norm([p.grad for p in self.noise_parameters])
+        noise_gradients = [p.grad for p in self.noise_parameters if p.grad is not None]
+        losses["grad_norm_noise"] = nn.utils.get_total_norm(noise_gradients)
         losses["grad_norm_actor"] = nn.utils.clip_grad_norm_(self.velocity_parameters + self.noise_parameters, limit)
         losses["grad_norm_critic"] = nn.utils.clip_grad_norm_(self.critic_parameters, limit)
         self.actor_optimizer.step()

@@ -71,8 +71,10 @@ class ChunkDataset:
         frames = torch.arange(1 - obs_horizon, 1, device=self.device)
         self.obs_rows = starts.obs[:, None] + (starts.time[:, None] + frames).clamp_min(0)
         self.action_rows = (starts.actions + starts.time)[:, None] + torch.arange(pred_horizon, device=self.device)
-        if all(trajectory.rewards is not None for trajectory in demos.trajectories):
-            self._link(demos, starts, frames)
+        rewards = [trajectory.rewards for trajectory in demos.trajectories if trajectory.rewards is not None]
+        if len(rewards) == len(demos.trajectories):
+            terminated = [trajectory.terminated for trajectory in demos.trajectories]
+            self._link(torch.cat(rewards).to(self.device), torch.cat(terminated).to(self.device), starts, frames)
 
     def __len__(self) -> int:
         return len(self.obs_rows)
@@ -107,11 +109,11 @@ class ChunkDataset:
     def _draw(self, batch: int, generator: torch.Generator | None) -> Int[Tensor, "b"]:
         return torch.randint(len(self), (batch,), generator=generator, device=self.device)
 
-    def _link(self, demos: Demos, starts: Starts, frames: Int[Tensor, "o"]) -> None:
+    def _link(
+        self, rewards: Float[Tensor, "m"], terminated: Bool[Tensor, "m"], starts: Starts, frames: Int[Tensor, "o"]
+    ) -> None:
         """Reward, discount and successor of every window; a chunk stops where the recording ends or terminates."""
         act_horizon = self.horizons[2]
-        rewards = torch.cat([trajectory.rewards for trajectory in demos.trajectories]).to(self.device)
-        terminated = torch.cat([trajectory.terminated for trajectory in demos.trajectories]).to(self.device)
         row = torch.arange(len(rewards), device=self.device)
         left = starts.length - starts.time
         tau = torch.zeros_like(row)

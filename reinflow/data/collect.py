@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -131,10 +132,14 @@ def cut(
             "terminated": mine["terminated"],
             "truncated": mine["truncated"],
             "success": mine["success"],
-            "env_states": mapped(states, lambda value, e=end, i=index: value[: e + 1, i]),
+            "env_states": mapped(states, partial(rows_of, index, end + 1)),
             "rewards": mine["rewards"],
         }
         yield Episode(seed, bool(mine["success"][-1]), bool(succeeded[index]), data)
+
+
+def rows_of(env: int, count: int, values: Float[Tensor, "t n ..."]) -> Float[Tensor, "count ..."]:
+    return values[:count, env]
 
 
 def collect(episodes: Iterator[Episode], num_demos: int, only_success: bool, keep: Callable[[Episode], None]) -> Tally:

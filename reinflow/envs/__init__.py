@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from typing import Any
 
 import torch
 
-from reinflow.envs.config import EnvConfig
+from reinflow.envs.config import CompleteEnvConfig, EnvConfig
 from reinflow.errors import UserError
 from reinflow.types import ChunkEnv
 
@@ -26,27 +27,27 @@ def make_env(
     """`num_envs` envs whose tensors are on `device`;
     `gamma` discounts rewards inside a chunk. UserError says what is wrong.
     """
-    config = config.completed()
-    if config.obs_mode != "state":
-        raise UserError(f"--obs_mode {config.obs_mode} is not supported yet: use --obs_mode state")
+    complete = config.completed()
+    if complete.obs_mode != "state":
+        raise UserError(f"--obs_mode {complete.obs_mode} is not supported yet: use --obs_mode state")
     device = torch.device(device)
-    chunk = {"act_horizon": act_horizon, "obs_horizon": obs_horizon, "gamma": gamma}
-    if config.env_id in TORCH_ENVS:
-        return chunked(torch_env(config, num_envs, device), **chunk)
-    backend = choose_backend(config)
+    chunk: dict[str, Any] = {"act_horizon": act_horizon, "obs_horizon": obs_horizon, "gamma": gamma}
+    if complete.env_id in TORCH_ENVS:
+        return chunked(torch_env(complete, num_envs, device), **chunk)
+    backend = choose_backend(complete)
     if backend == "physx_cuda":
         from reinflow.envs.maniskill import ManiSkillEnv
 
-        return on_device(chunked(ManiSkillEnv(config, num_envs, backend), **chunk), device)
+        return on_device(chunked(ManiSkillEnv(complete, num_envs, backend), **chunk), device)
     from reinflow.envs.workers import WorkerChunkEnv
 
-    make = partial(cpu_env, config, backend, chunk)
-    workers = os.cpu_count() or 1 if config.num_workers is None else config.num_workers
+    make = partial(cpu_env, complete, backend, chunk)
+    workers = os.cpu_count() or 1 if complete.num_workers is None else complete.num_workers
     env = WorkerChunkEnv(make, num_envs, workers, act_horizon) if workers else make(num_envs, 0)
     return on_device(env, device)
 
 
-def torch_env(config: EnvConfig, num_envs: int, device: torch.device):
+def torch_env(config: CompleteEnvConfig, num_envs: int, device: torch.device):
     from reinflow.envs.synthetic import SyntheticEnv
     from reinflow.envs.toy import ToyEnv
 
@@ -62,7 +63,7 @@ def chunked(env, act_horizon: int, obs_horizon: int, gamma: float) -> ChunkEnv:
     return ActionChunk(env, act_horizon, obs_horizon, gamma)
 
 
-def cpu_env(config: EnvConfig, backend: str, chunk: dict, num_envs: int, worker: int) -> ChunkEnv:
+def cpu_env(config: CompleteEnvConfig, backend: str, chunk: dict[str, Any], num_envs: int, worker: int) -> ChunkEnv:
     """The env of one worker process."""
     from reinflow.envs.maniskill import ManiSkillEnv
     from reinflow.envs.workers import Sequence
@@ -72,7 +73,7 @@ def cpu_env(config: EnvConfig, backend: str, chunk: dict, num_envs: int, worker:
     return chunked(ManiSkillEnv(config, num_envs, backend), **chunk)
 
 
-def choose_backend(config: EnvConfig) -> str:
+def choose_backend(config: CompleteEnvConfig) -> str:
     """The simulation backend for a ManiSkill task; prints a sentence where the batched one has to be left."""
     from reinflow.envs import cpu_batch
     from reinflow.envs.maniskill import task_spec
@@ -81,7 +82,7 @@ def choose_backend(config: EnvConfig) -> str:
     from reinflow.envs.cpu_batch.patches import NEEDS_RENDERER
     from reinflow.envs.headless import render_device_available
 
-    backend = config.sim_backend
+    backend: str = config.sim_backend
     if backend == "auto":
         backend = "physx_cuda" if torch.cuda.is_available() else cpu_batch.BACKEND
     if backend == "physx_cuda" and not torch.cuda.is_available():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from reinflow.errors import UserError
 from reinflow.types import EnvSpec
@@ -38,23 +38,34 @@ class EnvConfig:
     ik: Literal["pin", "geo"] = "pin"
     """inverse kinematics of physx_cpu_batched: `pin` equals stock physx_cpu, `geo` is faster and like physx_cuda's"""
 
-    def completed(self, source: EnvSpec | None = None) -> EnvConfig:
+    def completed(self, source: EnvSpec | None = None) -> CompleteEnvConfig:
         """All None fields filled from `source` or the defaults. UserError where a flag contradicts `source`."""
-        changes = {}
-        for field in fields(self):
+        values: dict[str, Any] = {}
+        for field in fields(EnvConfig):
             value = getattr(self, field.name)
             given = getattr(source, field.name, None)
+            values[field.name] = value
             if value is None:
-                changes[field.name] = self.default(field.name) if given is None else given
+                values[field.name] = self.default(field.name) if given is None else given
             elif given is not None and field.name in BOUND_TO_POLICY and value != given:
                 raise UserError(
                     f"--{field.name} {value} contradicts the checkpoint, which was trained with {given}: "
                     f"leave the flag out, or train a checkpoint for {value}"
                 )
-        return replace(self, **changes)
+        return CompleteEnvConfig(**values)
 
     def default(self, name: str) -> str | None:
         """What an unset field means where nothing else says it."""
         if name == "control_mode":
             return CONTROL_MODES.get(self.env_id or "", "pd_ee_delta_pose")
         return DEFAULTS.get(name)
+
+
+@dataclass(frozen=True)
+class CompleteEnvConfig(EnvConfig):
+    """What `EnvConfig.completed` returns: nothing is left to decide, but a task may keep its own time limit."""
+
+    env_id: str = DEFAULTS["env_id"]
+    obs_mode: str = DEFAULTS["obs_mode"]
+    control_mode: str = CONTROL_MODES.get(DEFAULTS["env_id"], "pd_ee_delta_pose")
+    reward_mode: str = DEFAULTS["reward_mode"]

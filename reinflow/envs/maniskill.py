@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reinflow.envs.config import EnvConfig
+from reinflow.envs.config import CompleteEnvConfig
 from reinflow.errors import UserError
 from reinflow.types import EnvSpec, StepResult
 
@@ -28,7 +28,7 @@ RESTARTS = 2**31
 class ManiSkillEnv:
     """Steps and resets a ManiSkill env; it neither auto-resets nor counts steps."""
 
-    def __init__(self, config: EnvConfig, num_envs: int, backend: str, seed: int = 0):
+    def __init__(self, config: CompleteEnvConfig, num_envs: int, backend: str, seed: int = 0):
         """`backend` is physx_cuda, physx_cpu_batched or physx_cpu (one env).
 
         UserError for what can't be made, with the fix.
@@ -168,7 +168,7 @@ def task_spec(env_id: str) -> Any:
     return REGISTERED_ENVS[env_id]
 
 
-def make(config: EnvConfig, num_envs: int, backend: str) -> Any:
+def make(config: CompleteEnvConfig, num_envs: int, backend: str) -> Any:
     """The unwrapped ManiSkill env: no time limit, no auto-reset."""
     task_spec(config.env_id)
     if config.obs_mode != "state":
@@ -218,7 +218,7 @@ def no_questions() -> Iterator[None]:
         sys.stdin = stdin
 
 
-def explained(error: Exception, config: EnvConfig) -> UserError:
+def explained(error: Exception, config: CompleteEnvConfig) -> UserError:
     """ManiSkill's complaint about a setting as one sentence."""
     text = " ".join(str(error).split())[:300]
     if "supported modes" in text:

@@ -111,7 +111,7 @@ class WorkerChunkEnv:
         def shared(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(count, *shape, dtype=dtype).share_memory_()
 
-        self._shared = {
+        self._shared: dict[str, Any] = {
             "actions": shared((act_horizon, self.spec.action_dim)),
             "obs": {name: shared(value.shape[1:], value.dtype) for name, value in obs.items()},
             "final_obs": {name: shared(value.shape[1:], value.dtype) for name, value in obs.items()},

@@ -63,7 +63,7 @@ def make_stochastic(policy: Policy, num_steps: int, config: NoiseNetConfig | Non
         return policy
     raise UserError(
         f"PPO needs a Stochastic policy, got {type(policy).__name__}: "
-        "give it `num_steps`, `start` and `step`, or derive it from FlowPolicy"
+        "give it what reinflow.types.Stochastic lists, or derive it from FlowPolicy"
     )
 
 

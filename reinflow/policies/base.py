@@ -38,9 +38,12 @@ class Policy(nn.Module):
         """Executed slice of a normalised chunk, limited to the demonstrated range, in env units."""
         return self.action_normalizer.denormalize(chunk[:, self.spec.executed].clamp(-1, 1))
 
+    @property
+    def device(self) -> torch.device:
+        return self.action_normalizer.shift.device
+
     def initial_noise(self, rows: int, generator: torch.Generator | None = None) -> Float[Tensor, "b h a"]:
-        device = self.action_normalizer.shift.device
-        return torch.randn(rows, *self.spec.chunk_shape, generator=generator, device=device)
+        return torch.randn(rows, *self.spec.chunk_shape, generator=generator, device=self.device)
 
     def act(
         self, obs: Obs, generator: torch.Generator | None = None, num_steps: int | None = None

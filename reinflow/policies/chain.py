@@ -56,8 +56,8 @@ def sample_chain(
         states.append(x)
         means.append(mean)
         stds.append(std)
-    states, means, stds = torch.stack(states, 1), torch.stack(means, 1), torch.stack(stds, 1)
-    return Chain(states, means, stds, chain_log_prob(states, means, stds, scored))
+    drawn = torch.stack(states, 1), torch.stack(means, 1), torch.stack(stds, 1)
+    return Chain(*drawn, log_prob=chain_log_prob(*drawn, scored))
 
 
 def chain_moments(

@@ -32,7 +32,9 @@ class Gaussian(Policy):
         t = torch.zeros_like(cond[:, 0])
         return self.net(x, t, torch.ones_like(t), cond)
 
-    def loss(self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b"]:
+    def loss(
+        self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b h a"], teacher: nn.Module | None = None
+    ) -> Float[Tensor, "b"]:
         """Squared error of the mean per row."""
         return (self.mean(cond) - chunk).square().mean((1, 2))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from reinflow.policies.flow import FlowPolicy, interpolate
 
@@ -17,7 +17,9 @@ class ReFlow(FlowPolicy):
     ) -> Float[Tensor, "b h a"]:
         return self.net(x, t, torch.zeros_like(d), cond)
 
-    def loss(self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b"]:
+    def loss(
+        self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b h a"], teacher: nn.Module | None = None
+    ) -> Float[Tensor, "b"]:
         """Flow-matching error per row."""
         x_0 = torch.randn_like(chunk)
         t = torch.rand(len(chunk), device=chunk.device)

@@ -82,9 +82,7 @@ class ContactReader:
     def _add_contact(self, contact: Any) -> None:
         first, second = contact.bodies
         pair_rows = self._pair_rows.get((first, second), ())
-        first_rows, second_rows = (), ()
-        if self._body_rows:
-            first_rows, second_rows = self._body_rows.get(first, ()), self._body_rows.get(second, ())
+        first_rows, second_rows = self._body_rows.get(first, ()), self._body_rows.get(second, ())
         if not (pair_rows or first_rows or second_rows):
             return
         # np.sum adds in the same order but costs several times as much for the few points of a contact

@@ -7,7 +7,7 @@ one damped least-squares step for all envs at once, ManiSkill's formula for GPU 
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import sapien
@@ -84,8 +84,8 @@ def solve_with_pinocchio(
     controlled = kinematics.pmodel_controlled_joint_indices.numpy()
     mask = kinematics.qmask.numpy().astype(np.int32)
     solve, end_link, rows = kinematics.pmodel.compute_inverse_kinematics, kinematics.end_link_idx, solution.numpy()
-    target = target.numpy()
-    for row, (position, quaternion) in enumerate(zip(target[:, :3], target[:, 3:], strict=True)):
+    poses = target.numpy()
+    for row, (position, quaternion) in enumerate(zip(poses[:, :3], poses[:, 3:], strict=True)):
         q, success, _ = solve(
             end_link,
             sapien.Pose(position, quaternion),
@@ -125,7 +125,7 @@ def parse_ik(name: str | None) -> Ik:
     ik = name or "pin"
     if ik not in get_args(Ik):
         raise UserError(f"Unknown ik {ik!r} for physx_cpu_batched; choose one of {', '.join(get_args(Ik))}")
-    return ik
+    return cast(Ik, ik)
 
 
 def _matrix(pose: sapien.Pose) -> Float[Tensor, "4 4"]:
