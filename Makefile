@@ -6,6 +6,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3 python; do \
 	$$python -c '$(SUITABLE)' 2>/dev/null && { echo $$python; break; }; done)
@@ -43,6 +44,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(SUITABLE)' || { echo "error: $(PYTHON) is not a Python 3.10-3.12 with venv: pass another PYTHON=" >&2; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@$(PIP_INSTALL) --editable ".[dev]"
+	@# ManiSkill asks for opencv-python, which needs the system's libGL; the headless build puts the same cv2 in its place
+	@$(PIP_INSTALL) --no-deps --force-reinstall opencv-python-headless
 	@rm -f $(VENV)/.installed-*
 	@touch $@

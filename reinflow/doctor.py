@@ -152,9 +152,10 @@ def check_simulator() -> Check:
     reason = (
         f"signal {-done.returncode}" if done.returncode < 0 else (lines[-1] if lines else f"exit {done.returncode}")
     )
-    return Check(
-        "simulator", "blocker", f"PickCube-v1 does not step ({reason}): run make clean install, then make doctor"
-    )
+    fix = "make clean install, then make doctor"
+    if "libGL" in reason:
+        fix = "pip install --no-deps --force-reinstall opencv-python-headless, an OpenCV that needs no graphics library"
+    return Check("simulator", "blocker", f"PickCube-v1 does not step ({reason}): run {fix}")
 
 
 def check_disk() -> Check:

@@ -49,6 +49,11 @@ def test_a_simulator_that_crashes_is_a_sentence(monkeypatch):
     assert "signal 11" in finding.text
 
 
+def test_an_opencv_without_its_graphics_library_is_told_from_other_failures(monkeypatch):
+    monkeypatch.setattr(doctor, "SIMULATOR_TEST", "raise ImportError('libGL.so.1: cannot open shared object file')")
+    assert "opencv-python-headless" in doctor.check_simulator().text
+
+
 def test_the_checks_that_cost_nothing_pass_here():
     for check in (doctor.check_python, doctor.check_packages, doctor.check_numpy, doctor.check_disk):
         assert check().state != "blocker"
