@@ -5,11 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from reinflow.checkpoint import Checkpoint, latest_training, rng_state, save_checkpoint, save_training, set_rng_state
+from reinflow.checkpoint import (
+    Checkpoint,
+    latest_training,
+    load_checkpoint,
+    rng_state,
+    save_checkpoint,
+    save_training,
+    set_rng_state,
+)
 from reinflow.evaluation import EvalConfig, evaluate
 from reinflow.policies.base import Policy
 from reinflow.run import Run
@@ -52,6 +62,11 @@ class Keeper:
             save_checkpoint(self.run.dir / "best_model.pt", checkpoint)
         self.run.status(success=score[0], best_success=self.best[0])
         return {**metrics, "eval/best_success_once": self.best[0], "time/eval": time.perf_counter() - started}
+
+    def hand_over(self, critic_state: dict[str, Tensor]) -> None:
+        """Give the best policy this critic: one that trained on beside it while the policy was not surpassed."""
+        path = self.run.dir / "best_model.pt"
+        save_checkpoint(path, replace(load_checkpoint(path), critic_state=critic_state))
 
     def save(self, step: int, training: dict[str, Any]) -> None:
         """Write a resumable checkpoint: the snapshot, `training`, and every random state."""

@@ -66,3 +66,5 @@ def train_offline(
         on_eval=on_eval,
         on_save=lambda count: keeper.save(count, {"learner": learner.state_dict()}),
     )
+    if critic_state:
+        keeper.hand_over(critic_state())

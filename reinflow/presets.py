@@ -29,7 +29,7 @@ CLONING_PRESETS: dict[str, Preset] = {
 WEIGHTED_PRESETS: dict[str, Preset] = {
     "default": {},
     "guide": {"gamma": 0.99},
-    "quickstart": {"total_iters": 800, "lr": 1e-4, "eval_freq": 0, "save_freq": 0},
+    "quickstart": {"total_iters": 800, "lr": 1e-4, "tau": 0.05, "eval_freq": 0, "save_freq": 0},
 }
 
 ONLINE_PRESETS: dict[str, Preset] = {

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from reinflow.checkpoint import latest_training, load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_NET = [
@@ -83,6 +86,15 @@ def test_the_next_stage_reproduces_the_success_that_the_checkpoint_recorded(pass
     recorded = [line for line in metrics(passed / "runs" / "shortcut_flow-PickCube-v1-seed0") if "eval/return" in line]
     assert first["step"] == 0
     assert first["eval/return"] == pytest.approx(recorded[-1]["eval/return"], abs=1e-4)
+
+
+def test_stage_2_hands_over_its_trained_value_whichever_policy_was_the_best(passed: Path):
+    # no policy succeeds in 12 steps, so the pretrained one, whose V was untrained at that time, stays the best
+    run = passed / "runs" / "aw_shortcut_flow-PickCube-v1-seed0"
+    best, last = load_checkpoint(run), latest_training(run)
+    assert best.meta["step"] == 0
+    for name, value in best.critic_state.items():
+        assert torch.equal(value, last.critic_state[name])
 
 
 def test_evaluate_writes_a_row_per_number_of_steps(passed: Path):
