@@ -66,8 +66,8 @@ SUITES: dict[str, list[Recipe]] = {
     "tasks": [
         Recipe("push", 300_000, Clone("PushCube-v1")),
         Recipe("pull", 300_000, Clone("PullCube-v1")),
-        Recipe("stack", 1_000_000, Clone("StackCube-v1")),
-        Recipe("lift", 1_000_000, Clone("LiftPegUpright-v1")),
+        Recipe("stack", 600_000, Clone("StackCube-v1")),
+        Recipe("lift", 600_000, Clone("LiftPegUpright-v1")),
     ],
     "ablation": [
         Recipe("default", ABLATION_STEPS),
