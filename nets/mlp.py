@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nets.embed import StepEmbedding
+from nets.velocity import VelocityNet
 
 
 class MLP(nn.Sequential):
@@ -28,8 +29,8 @@ class MLP(nn.Sequential):
         super().__init__(*layers, nn.Linear(in_dim, out_dim))
 
 
-class ShortCutVelocityMLP(nn.Module):
-    """Average velocity of an action chunk: pre-norm residual layers over chunk, times and condition."""
+class ShortCutVelocityMLP(VelocityNet):
+    """Features enter the first layer: pre-norm residual layers over chunk, times and condition."""
 
     def __init__(
         self,
@@ -51,31 +52,16 @@ class ShortCutVelocityMLP(nn.Module):
         )
         self.out = nn.Sequential(nn.LayerNorm(hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, pred_horizon * act_dim))
 
-    def forward(
-        self,
-        sample: Float[Tensor, "b h a"],
-        timestep: Float[Tensor, "b"],
-        step_size: Float[Tensor, "b"],
-        global_cond: Float[Tensor, "b z"],
-    ) -> Float[Tensor, "b h a"]:
-        """Velocity averaged over [timestep, timestep + step_size]; ValueError if (h, a) is not the constructed one."""
-        return self.velocity(sample, timestep, step_size, self.condition(global_cond))
+    def times(self, timestep: Float[Tensor, "b"], step_size: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:
+        return self.step_in(self.step_embedding(timestep, step_size))
 
     def condition(self, global_cond: Float[Tensor, "b z"]) -> Float[Tensor, "b f"]:
-        """The condition's share of the first layer."""
         return self.cond_in(global_cond)
 
-    def velocity(
-        self,
-        sample: Float[Tensor, "b h a"],
-        timestep: Float[Tensor, "b"],
-        step_size: Float[Tensor, "b"],
-        features: Float[Tensor, "b f"],
-    ) -> Float[Tensor, "b h a"]:
-        """`forward`, given what `condition` returned for these rows."""
+    def velocity(self, sample: Float[Tensor, "b h a"], features: Float[Tensor, "b f"]) -> Float[Tensor, "b h a"]:
         if sample.shape[1:] != self.chunk_shape:
             raise ValueError(f"the net was made for chunks of shape {self.chunk_shape}, got {tuple(sample.shape[1:])}")
-        hidden = self.sample_in(sample.flatten(1)) + self.step_in(self.step_embedding(timestep, step_size)) + features
+        hidden = self.sample_in(sample.flatten(1)) + features
         for layer in self.layers:
             hidden = hidden + layer(hidden)
         return self.out(hidden).unflatten(1, self.chunk_shape)

@@ -8,6 +8,7 @@ gradient would vanish.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from nets.embed import TimeEmbedding
 from nets.mlp import MLP
+from nets.velocity import VelocityNet
 
 DRIVE_LIMIT = 4.0
 """bound on the argument of tanh: sigma keeps 0.03 % of its log-range away from either bound"""
@@ -82,7 +84,7 @@ class NoisyVelocityUNet1D(nn.Module):
     """A velocity net of any kind together with its exploration noise."""
 
     def __init__(self, base_net: nn.Module, explore_noise_net: ExploreNoiseNet, time_embed_dim: int = 64):
-        """`time_embed_dim` is the one that `explore_noise_net` was made for."""
+        """`time_embed_dim` is the one that `explore_noise_net` was made for; `grid` needs a base net with one."""
         super().__init__()
         self.base_net = base_net
         self.explore_noise_net = explore_noise_net
@@ -91,8 +93,8 @@ class NoisyVelocityUNet1D(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b h a"],
-        t: Float[Tensor, "b"],
-        d: Float[Tensor, "b"],
+        t: Float[Tensor, "b_or_1"],
+        d: Float[Tensor, "b_or_1"],
         obs: Float[Tensor, "b z"],
         sample_noise: bool = True,
         generator: torch.Generator | None = None,
@@ -105,7 +107,17 @@ class NoisyVelocityUNet1D(nn.Module):
         eps = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         return velocity, std * eps, std
 
-    def noise_std(self, t: Float[Tensor, "b"], obs: Float[Tensor, "b z"], horizon: int) -> Float[Tensor, "b h a"]:
+    def noise_std(self, t: Float[Tensor, "b_or_1"], obs: Float[Tensor, "b z"], horizon: int) -> Float[Tensor, "b h a"]:
         """Std of the noise at time `t`; independent of the sample, so it needs no velocity."""
-        std = self.explore_noise_net(self.time_embedding(t), obs)
+        std = self.explore_noise_net(self.time_embedding(t).expand(len(obs), -1), obs)
         return std if std.dim() == 3 else std.unsqueeze(1).expand(-1, horizon, -1)
+
+    def grid(
+        self, x: Float[Tensor, "b k h a"], t: Float[Tensor, "k"], d: Float[Tensor, "k"], obs: Float[Tensor, "b z"]
+    ) -> tuple[Float[Tensor, "b k h a"], Float[Tensor, "b k h a"]]:
+        """Velocity and std of the noise of every chain state at its own time, as `VelocityNet.grid`."""
+        rows, steps, horizon, _ = x.shape
+        time_emb = self.time_embedding(t).expand(rows, -1, -1).flatten(0, 1)
+        std = self.explore_noise_net(time_emb, obs.repeat_interleave(steps, 0)).unflatten(0, (rows, steps))
+        std = std if std.dim() == 4 else std.unsqueeze(2).expand(-1, -1, horizon, -1)
+        return cast(VelocityNet, self.base_net).grid(x, t, d, obs), std

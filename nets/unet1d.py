@@ -2,8 +2,7 @@
 
 Differs from Diffusion Policy: flow time and step size are continuous and have an embedding each; FiLM scales by 1 +
 gain, so that a block starts near its unconditioned self; and the FiLM terms of all blocks come from two products, one
-of the times and one of the condition, because `W [mish(times), mish(cond)] = W_t mish(times) + W_c mish(cond)`. The
-second can be computed once per observation (`condition`).
+of the times and one of the condition, because `W [mish(times), mish(cond)] = W_t mish(times) + W_c mish(cond)`.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nets.embed import StepEmbedding
+from nets.velocity import VelocityNet
 
 
 class LocalConv1d(nn.Conv1d):
@@ -74,8 +74,8 @@ class FiLMResidualBlock(nn.Module):
 Levels = Iterable[tuple[FiLMResidualBlock, FiLMResidualBlock]]
 
 
-class ShortCutVelocityUNet1D(nn.Module):
-    """Average velocity of an action chunk; time and step size truly condition it."""
+class ShortCutVelocityUNet1D(VelocityNet):
+    """Features are the FiLM terms of all blocks, so time and step size truly condition each of them."""
 
     def __init__(
         self,
@@ -110,36 +110,20 @@ class ShortCutVelocityUNet1D(nn.Module):
         self.film_step = nn.Linear(2 * diffusion_step_embed_dim, sum(self.film_dims))
         self.film_cond = nn.Linear(global_cond_dim, sum(self.film_dims), bias=False)
 
-    def forward(
-        self,
-        sample: Float[Tensor, "b h a"],
-        timestep: Float[Tensor, "b"],
-        step_size: Float[Tensor, "b"],
-        global_cond: Float[Tensor, "b z"],
-    ) -> Float[Tensor, "b h a"]:
-        """Velocity averaged over [timestep, timestep + step_size]; ValueError if `horizon_factor` does not divide h."""
-        return self.velocity(sample, timestep, step_size, self.condition(global_cond))
+    def times(self, timestep: Float[Tensor, "b"], step_size: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:
+        return self.film_step(F.mish(self.step_embedding(timestep, step_size)))
 
     def condition(self, global_cond: Float[Tensor, "b z"]) -> Float[Tensor, "b f"]:
-        """The condition's share of every block's FiLM terms."""
         return self.film_cond(F.mish(global_cond))
 
-    def velocity(
-        self,
-        sample: Float[Tensor, "b h a"],
-        timestep: Float[Tensor, "b"],
-        step_size: Float[Tensor, "b"],
-        features: Float[Tensor, "b f"],
-    ) -> Float[Tensor, "b h a"]:
-        """`forward`, given what `condition` returned for these rows."""
+    def velocity(self, sample: Float[Tensor, "b h a"], features: Float[Tensor, "b f"]) -> Float[Tensor, "b h a"]:
         horizon = sample.shape[1]
         if horizon % self.horizon_factor:
             factor, levels = self.horizon_factor, len(self.down)
             raise ValueError(
                 f"a UNet of {levels} levels needs a chunk length that is a multiple of {factor}, got {horizon}"
             )
-        film = features + self.film_step(F.mish(self.step_embedding(timestep, step_size)))
-        films = iter(film.split(self.film_dims, dim=1))
+        films = iter(features.split(self.film_dims, dim=1))
         x = sample.transpose(1, 2)
         skips = []
         for level, (first, second) in enumerate(cast(Levels, self.down)):

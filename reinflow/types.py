@@ -186,7 +186,13 @@ class Stochastic(Protocol):
         ...
 
     def step(
-        self, k: Int[Tensor, "b"], x: Float[Tensor, "b h a"], cond: Float[Tensor, "b z"]
+        self, k: int, x: Float[Tensor, "b h a"], cond: Float[Tensor, "b z"]
     ) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "b h a"]]:
-        """Mean and std of x_{k+1}; rows may have different k, so K folds into the batch."""
+        """Mean and std of x_{k+1}."""
+        ...
+
+    def steps(
+        self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]
+    ) -> tuple[Float[Tensor, "b k h a"], Float[Tensor, "b k h a"]]:
+        """`step` of x_0 .. x_{K-1} at once: K folds into the batch."""
         ...

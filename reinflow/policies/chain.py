@@ -50,7 +50,7 @@ def sample_chain(
     x = actor.start(cond, generator)
     states, means, stds = [x], [], []
     for k in range(actor.num_steps):
-        mean, std = actor.step(torch.full((len(x),), k, device=x.device), x, cond)
+        mean, std = actor.step(k, x, cond)
         eps = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         x = mean + std * eps
         states.append(x)
@@ -64,11 +64,7 @@ def chain_moments(
     actor: Stochastic, states: Float[Tensor, "b k1 h a"], cond: Float[Tensor, "b z"]
 ) -> tuple[Float[Tensor, "b k h a"], Float[Tensor, "b k h a"]]:
     """Means and stds of every step of given chains, K folded into the batch: one forward of b*K rows."""
-    rows, num_steps = len(states), actor.num_steps
-    x = states[:, :-1].flatten(0, 1)
-    k = torch.arange(num_steps, device=x.device).repeat(rows)
-    mean, std = actor.step(k, x, cond.repeat_interleave(num_steps, 0))
-    return mean.unflatten(0, (rows, num_steps)), std.unflatten(0, (rows, num_steps))
+    return actor.steps(states[:, :-1], cond)
 
 
 def chain_log_prob(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nets.velocity import VelocityNet
 from reinflow.policies.base import Policy
 
 
@@ -22,21 +25,35 @@ def interpolate(
 
 
 class FlowPolicy(Policy):
-    """Samplable; families say what `avg_velocity` reads and how `loss` trains it."""
+    """Samplable; families say which step size their network is shown and how `loss` trains it."""
+
+    def step_label(self, d: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """What the network is shown of a step size."""
+        return d
 
     def avg_velocity(
-        self, x: Float[Tensor, "b h a"], t: Float[Tensor, "b"], d: Float[Tensor, "b"], cond: Float[Tensor, "b z"]
+        self,
+        x: Float[Tensor, "b h a"],
+        t: Float[Tensor, "b_or_1"],
+        d: Float[Tensor, "b_or_1"],
+        cond: Float[Tensor, "b z"],
     ) -> Float[Tensor, "b h a"]:
         """Velocity averaged over [t, t + d]."""
-        return self.net(x, t, d, cond)
+        return self.net(x, t, self.step_label(d), cond)
+
+    def avg_velocity_grid(
+        self, x: Float[Tensor, "b k h a"], t: Float[Tensor, "k"], d: Float[Tensor, "k"], cond: Float[Tensor, "b z"]
+    ) -> Float[Tensor, "b k h a"]:
+        """`avg_velocity` of chains, each state at its own time."""
+        return cast(VelocityNet, self.net).grid(x, t, self.step_label(d), cond)
 
     def sample(
         self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"], num_steps: int | None = None
     ) -> Float[Tensor, "b h a"]:
         """Euler steps from x_0 = `noise` to x_1."""
         times, d = time_grid(num_steps or self.spec.num_inference_steps, noise.device)
-        step_size = torch.full_like(noise[:, 0, 0], d)
+        step_size = torch.full_like(times[:1], d)
         x = noise
-        for t in times:
-            x = x + d * self.avg_velocity(x, t.expand(len(x)), step_size, cond)
+        for t in times.split(1):
+            x = x + d * self.avg_velocity(x, t, step_size, cond)
         return x

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from nets.noise import BoundedStd
@@ -48,9 +48,15 @@ class Gaussian(Policy):
         return cond.new_zeros(len(cond), *self.spec.chunk_shape)
 
     def step(
-        self, k: Int[Tensor, "b"], x: Float[Tensor, "b h a"], cond: Float[Tensor, "b z"]
+        self, k: int, x: Float[Tensor, "b h a"], cond: Float[Tensor, "b z"]
     ) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "b h a"]]:
         return self.mean(cond), self.std_bounds.squash(self.std_drive).expand(x.shape)
+
+    def steps(
+        self, x: Float[Tensor, "b 1 h a"], cond: Float[Tensor, "b z"]
+    ) -> tuple[Float[Tensor, "b 1 h a"], Float[Tensor, "b 1 h a"]]:
+        mean, std = self.step(0, x[:, 0], cond)
+        return mean.unsqueeze(1), std.unsqueeze(1)
 
     def set_noise_bounds_(self, min_std: float, max_std: float) -> None:
         """Bounds of the std in normalised action units, in place."""

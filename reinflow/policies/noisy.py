@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from nets.noise import ExploreNoiseNet, NoisyVelocityUNet1D
@@ -51,12 +51,20 @@ class NoisyFlow(nn.Module):
         return self.policy.initial_noise(len(cond), generator)
 
     def step(
-        self, k: Int[Tensor, "b"], x: Float[Tensor, "b h a"], cond: Float[Tensor, "b z"]
+        self, k: int, x: Float[Tensor, "b h a"], cond: Float[Tensor, "b z"]
     ) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "b h a"]]:
         """Mean x + v/K and the learned std, on the grid that `sample` uses."""
         times, d = time_grid(self.num_steps, x.device)
-        t = times[k]
+        t = times[k : k + 1]
         velocity, _, std = self.noisy_net(x, t, torch.full_like(t, d), cond, sample_noise=False)
+        return x + d * velocity, std
+
+    def steps(
+        self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]
+    ) -> tuple[Float[Tensor, "b k h a"], Float[Tensor, "b k h a"]]:
+        """All steps at once, in one forward of b*k rows."""
+        times, d = time_grid(self.num_steps, x.device)
+        velocity, std = self.noisy_net.grid(x, times, torch.full_like(times, d), cond)
         return x + d * velocity, std
 
     def set_noise_bounds_(self, min_std: float, max_std: float) -> None:
@@ -74,7 +82,7 @@ class NoisyFlow(nn.Module):
 
 
 class VelocityOf(nn.Module):
-    """A family's `avg_velocity` as a network, without owning its parameters a second time."""
+    """A family's average velocity as a network, without owning its parameters a second time."""
 
     def __init__(self, policy: FlowPolicy):
         super().__init__()
@@ -84,3 +92,8 @@ class VelocityOf(nn.Module):
         self, x: Float[Tensor, "b h a"], t: Float[Tensor, "b"], d: Float[Tensor, "b"], cond: Float[Tensor, "b z"]
     ) -> Float[Tensor, "b h a"]:
         return self._policy[0].avg_velocity(x, t, d, cond)
+
+    def grid(
+        self, x: Float[Tensor, "b k h a"], t: Float[Tensor, "k"], d: Float[Tensor, "k"], cond: Float[Tensor, "b z"]
+    ) -> Float[Tensor, "b k h a"]:
+        return self._policy[0].avg_velocity_grid(x, t, d, cond)

@@ -12,10 +12,8 @@ from reinflow.policies.flow import FlowPolicy, interpolate
 class ReFlow(FlowPolicy):
     """Regressable and Samplable; needs several steps where the data has several modes."""
 
-    def avg_velocity(
-        self, x: Float[Tensor, "b h a"], t: Float[Tensor, "b"], d: Float[Tensor, "b"], cond: Float[Tensor, "b z"]
-    ) -> Float[Tensor, "b h a"]:
-        return self.net(x, t, torch.zeros_like(d), cond)
+    def step_label(self, d: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        return torch.zeros_like(d)
 
     def loss(
         self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b h a"], teacher: nn.Module | None = None

@@ -73,12 +73,23 @@ def test_jvp_in_time_is_the_finite_difference_and_not_zero(make):
 
 
 @BACKBONES
-def test_condition_computed_once_serves_all_denoising_steps(make):
-    net, x, k = make(8), inputs(), 3
-    features = net.condition(x["global_cond"]).repeat_interleave(k, dim=0)
-    rows = {name: value.repeat_interleave(k, dim=0) for name, value in x.items()}
-    split = net.velocity(rows["sample"], rows["timestep"], rows["step_size"], features)
-    torch.testing.assert_close(split, net(**rows), rtol=0, atol=1e-5)
+def test_a_grid_of_chain_states_equals_its_rows(make):
+    net, x = make(8), inputs()
+    times, sizes = torch.tensor([0.0, 0.25, 0.7]), torch.tensor([0.25, 0.25, 0.1])
+    chain = torch.randn(B, 3, *x["sample"].shape[1:])
+    grid = net.grid(chain, times, sizes, x["global_cond"])
+    for k in range(3):
+        one = net(chain[:, k], times[k].expand(B), sizes[k].expand(B), x["global_cond"])
+        torch.testing.assert_close(grid[:, k], one, rtol=0, atol=1e-5)
+
+
+@BACKBONES
+def test_one_time_serves_all_rows(make):
+    net, x = make(8), inputs()
+    x["timestep"], x["step_size"] = torch.full((B,), 0.3), torch.full((B,), 0.1)
+    torch.testing.assert_close(
+        net(x["sample"], torch.tensor([0.3]), torch.tensor([0.1]), x["global_cond"]), net(**x), rtol=0, atol=1e-5
+    )
 
 
 @BACKBONES

@@ -1,0 +1,49 @@
+"""What every velocity backbone shares: times and condition enter as one sum of features, so each is computed once.
+
+A chain of K steps has K pairs of times and one condition per observation, and `grid` evaluates all its b*K rows with
+no more of either.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class VelocityNet(nn.Module):
+    """Average velocity of an action chunk over [timestep, timestep + step_size]."""
+
+    def forward(
+        self,
+        sample: Float[Tensor, "b h a"],
+        timestep: Float[Tensor, "b_or_1"],
+        step_size: Float[Tensor, "b_or_1"],
+        global_cond: Float[Tensor, "b z"],
+    ) -> Float[Tensor, "b h a"]:
+        """One row each, or one time for all rows. ValueError for a chunk length or width that the net can't take."""
+        return self.velocity(sample, self.times(timestep, step_size) + self.condition(global_cond))
+
+    def grid(
+        self,
+        sample: Float[Tensor, "b k h a"],
+        timestep: Float[Tensor, "k"],
+        step_size: Float[Tensor, "k"],
+        global_cond: Float[Tensor, "b z"],
+    ) -> Float[Tensor, "b k h a"]:
+        """Every chain state at its own time: `forward` of b*k rows."""
+        features = self.times(timestep, step_size) + self.condition(global_cond).unsqueeze(1)
+        return self.velocity(sample.flatten(0, 1), features.flatten(0, 1)).unflatten(0, sample.shape[:2])
+
+    @abstractmethod
+    def times(self, timestep: Float[Tensor, "b"], step_size: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:
+        """The times' share of the features."""
+
+    @abstractmethod
+    def condition(self, global_cond: Float[Tensor, "b z"]) -> Float[Tensor, "b f"]:
+        """The condition's share of the features."""
+
+    @abstractmethod
+    def velocity(self, sample: Float[Tensor, "b h a"], features: Float[Tensor, "b f"]) -> Float[Tensor, "b h a"]:
+        """The velocity, given the sum of both."""
