@@ -1,0 +1,8 @@
+"""Ablations over many runs of Stage 3.
+
+configs.py    the 22 configurations of the guide, each as what differs from the baseline
+plan.py       configurations times seeds as jobs: a command line and an identity each
+local.py      runs the jobs of a plan on the GPUs, or the cores, of this machine
+records.py    one small JSON file per job: queued, running, done, failed or killed
+monitor.py    a table of a sweep, from those files and the runs' status.json
+"""

@@ -1,0 +1,133 @@
+"""A live table of a sweep, read from the files that the sweep and its runs write, and from nothing else.
+
+./monitor_reinflow.sh --log-dir runs/sweep --interval 10
+./monitor_reinflow.sh --once --json
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reinflow.cli import run_script
+from reinflow.errors import UserError
+from reinflow.progress import clock
+from reinflow.sweep.records import View, look, read_records
+
+NARROW = 80
+TREND = "_.-=+*#@"
+"""success from 0 to 1 in a character"""
+TREND_WIDTH = 8
+STATES = ("running", "queued", "failed", "killed", "done")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Show where every job of a sweep stands."""
+
+    log_dir: str = "runs/sweep"
+    """folder of the sweep"""
+    interval: float = 10.0
+    """seconds between two looks"""
+    once: bool = False
+    """look once and stop"""
+    json: bool = False
+    """print the jobs as JSON instead of a table"""
+
+
+def main(config: Config) -> None:
+    if config.interval <= 0:
+        raise UserError(f"--interval {config.interval} must be more than 0 seconds")
+    log_dir = Path(config.log_dir)
+    if not (log_dir / "jobs").is_dir():
+        raise UserError(f"{log_dir} is not the folder of a sweep: pass the --log-dir of ./sweep_reinflow_parallel.sh")
+    while True:
+        views = [look(record) for record in read_records(log_dir)]
+        if config.json:
+            print(json.dumps([as_json(view) for view in views], indent=1), flush=True)
+        else:
+            width = shutil.get_terminal_size((NARROW, 24)).columns
+            screen = table(log_dir, views, width)
+            print(f"\x1b[H\x1b[2J{screen}" if sys.stdout.isatty() and not config.once else screen, flush=True)
+        if config.once or all(view.state in ("done", "failed", "killed") for view in views):
+            return
+        time.sleep(config.interval)
+
+
+def as_json(view: View) -> dict[str, Any]:
+    return {**vars(view.record), "state": view.state, "status": view.status}
+
+
+def table(log_dir: Path, views: list[View], width: int = NARROW) -> str:
+    """Summary, one line per job, the worst news last; no line is longer than `width` where that is at least 80."""
+    lines = [summary(log_dir, views)]
+    lines.append("slot  run                seed  phase   progress          now best  trend      ETA  age")
+    for state in STATES:
+        lines += [row(view) for view in views if view.state == state]
+    for view in views:
+        reasons = [view.record.error] if view.state == "failed" and view.record.error else []
+        reasons += view.status.get("alarms", []) if view.state == "running" else []
+        lines += [f"! {label(view)} seed {view.record.seed}: {reason}" for reason in reasons]
+    return "\n".join(line[: max(width, NARROW)] for line in lines)
+
+
+def summary(log_dir: Path, views: list[View]) -> str:
+    counts = Counter(view.state for view in views)
+    parts = [f"{counts[state]} {state}" for state in ("done", "running", "queued", "failed", "killed") if counts[state]]
+    eta = sweep_eta(views)
+    left = f"  ETA {clock(eta)}" if eta is not None else ""
+    return f"{len(views)} jobs: {', '.join(parts)}{left}  in {log_dir}"
+
+
+def sweep_eta(views: list[View]) -> float | None:
+    """Seconds until all jobs are done, as if the running ones' mean duration held for the queued ones too."""
+    left = [view.status["eta"] for view in views if view.state == "running" and view.status.get("eta") is not None]
+    if not left:
+        return None
+    started = [view for view in views if view.state == "running" and view.status.get("sps")]
+    whole = [view.status["total"] / view.status["sps"] for view in started]
+    queued = sum(view.state == "queued" for view in views)
+    rounds = queued / max(sum(view.state == "running" for view in views), 1)
+    return max(left) + rounds * (sum(whole) / len(whole) if whole else 0.0)
+
+
+def row(view: View) -> str:
+    status, record = view.status, view.record
+    share = status.get("step", 0) / max(status.get("total", 0), 1)
+    shown = view.state if view.state != "running" else (status.get("phase") or "start")
+    eta = clock(status["eta"]) if view.state == "running" and status.get("eta") is not None else ""
+    age = f"{view.age:.0f}s" if view.state == "running" and view.age is not None else ""
+    return (
+        f"{record.slot or '-':5} {label(view):18} {record.seed:>4}  {shown:7} {bar(share)} "
+        f"{rate(status.get('success'))} {rate(status.get('best_success'))}  "
+        f"{trend(status.get('success_history', [])):{TREND_WIDTH}} {eta:>6} {age:>4}"
+    )
+
+
+def label(view: View) -> str:
+    return f"{view.record.category}:{view.record.variant}"
+
+
+def bar(share: float, width: int = 10) -> str:
+    full = round(min(max(share, 0.0), 1.0) * width)
+    return f"[{'#' * full}{'.' * (width - full)}]{share:>4.0%}"
+
+
+def rate(success: float | None) -> str:
+    return "   -" if success is None else f"{success:.2f}"
+
+
+def trend(history: list[list[float]]) -> str:
+    """The last successes as characters from low to high."""
+    last = [success for _, success in history[-TREND_WIDTH:]]
+    return "".join(TREND[min(int(success * len(TREND)), len(TREND) - 1)] for success in last)
+
+
+if __name__ == "__main__":
+    run_script(main, Config)

@@ -1,0 +1,67 @@
+"""A sweep as a list of jobs: what each runs and where, before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reinflow.sweep.configs import Variant
+
+SCRIPT = Path(__file__).resolve().parents[2] / "train_online_finetune.py"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep."""
+
+    variant: Variant
+    seed: int
+    preset: str
+    flags: dict[str, Any]
+    """everything that decides the result besides the preset"""
+    log_dir: Path
+
+    @property
+    def id(self) -> str:
+        """Equal for equal configurations, so that nothing runs twice."""
+        text = json.dumps({"preset": self.preset, **self.flags}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant.category}-{self.variant.name}-seed{self.seed}-{self.id}"
+
+    @property
+    def run_dir(self) -> Path:
+        return self.log_dir / self.name
+
+    def command(self, resume: bool = False, extra: tuple[str, ...] = ()) -> list[str]:
+        """The command line; `resume` continues the run from its newest checkpoint. `extra` decides speed only."""
+        if resume:
+            return [sys.executable, str(SCRIPT), "--resume", str(self.run_dir), *extra]
+        words = [sys.executable, str(SCRIPT), "--preset", self.preset]
+        for flag, value in self.flags.items():
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no_{flag}")
+            else:
+                words += [f"--{flag}", str(value)]
+        return [*words, "--runs_dir", str(self.log_dir), "--exp_name", self.name, "--overwrite", *extra]
+
+
+def make_plan(
+    variants: list[Variant], seeds: list[int], common: dict[str, Any], log_dir: Path, preset: str
+) -> list[Job]:
+    """Every variant with every seed, seeds outermost, so that an interrupted sweep has complete comparisons.
+
+    `common` holds the flags of all jobs; a variant's own win.
+    """
+    jobs = [
+        Job(variant, seed, preset, {**common, **variant.flags, "seed": seed}, log_dir)
+        for seed in seeds
+        for variant in variants
+    ]
+    return list({job.id: job for job in jobs}.values())
