@@ -1,0 +1,265 @@
+"""The page that a sweep ends in: `python -m reinflow.report LOG_DIR` writes report.html, report.md and results.csv.
+
+report.html is one file that needs no network: charts are SVG inside it, and a few lines of script sort its tables.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import json
+import shlex
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from reinflow.cli import run_script
+from reinflow.errors import UserError
+from reinflow.sweep.records import View, look, read_records
+from reinflow.sweep.results import Summary, read_metrics, summarise
+
+MAX_VIDEO_BYTES = 3_000_000
+"""a larger video is named instead of embedded"""
+COLUMNS = (
+    "configuration", "seeds", "success", "±95 %", "vs baseline", "vs pretrained", "best", "steps to 80 %", "stability",
+    "drawdown", "minutes",
+)  # fmt: skip
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd }
+td { text-align: right; font-variant-numeric: tabular-nums } td:first-child, th:first-child { text-align: left }
+th { cursor: pointer; background: #f4f4f4 } .better { color: #06732d } .worse { color: #b00020 }
+svg, video { max-width: 100%; height: auto } code { background: #f4f4f4; padding: 0 .2rem } .note { color: #666 }
+"""
+SCRIPT = """
+for (const th of document.querySelectorAll('th')) th.addEventListener('click', () => {
+  const table = th.closest('table'), column = [...th.parentNode.children].indexOf(th);
+  const down = th.dataset.down = th.dataset.down === '1' ? '' : '1';
+  const key = row => { const text = row.children[column].textContent, n = parseFloat(text.replace(/,/g, ''));
+                       return Number.isNaN(n) ? text : n; };
+  const rows = [...table.tBodies[0].rows].sort((a, b) => {
+    const x = key(a), y = key(b), numbers = [x, y].filter(value => typeof value === 'number').length;
+    const order = numbers === 1 ? (typeof x === 'number' ? 1 : -1) : x < y ? -1 : x > y ? 1 : 0;
+    return down ? -order : order; });
+  table.tBodies[0].append(...rows);
+});
+"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Write the report of a sweep."""
+
+    log_dir: Annotated[str, tyro.conf.Positional]
+    """folder of the sweep"""
+
+
+def main(config: Config) -> None:
+    log_dir = Path(config.log_dir)
+    views = [look(record) for record in read_records(log_dir)]
+    if not views:
+        raise UserError(f"{log_dir} is not the folder of a sweep: pass the --log-dir of ./sweep_reinflow_parallel.sh")
+    summaries = summarise(views)
+    (log_dir / "report.html").write_text(page(log_dir, views, summaries))
+    (log_dir / "report.md").write_text(markdown(views, summaries))
+    write_csv(log_dir / "results.csv", views)
+    print(f"wrote {log_dir / 'report.html'}, report.md and results.csv")
+
+
+# ---- numbers as text ------------------------------------------------------------------------------------------------
+
+
+def baseline_of(summaries: list[Summary]) -> Summary | None:
+    return next((summary for summary in summaries if summary.category == "baseline"), None)
+
+
+def cells(summary: Summary, baseline: Summary | None) -> list[str]:
+    """A configuration's row; a difference to the baseline that the seeds bear out has a star."""
+    interval = summary.interval
+    versus = "-"
+    if baseline is not None and summary is not baseline:
+        star = "*" if summary.differs_from(baseline) else ""
+        versus = f"{100 * (summary.final - baseline.final):+.1f}{star}"
+    steps = summary.steps_to_80
+    return [
+        summary.key,
+        str(len(summary.curves)),
+        f"{100 * summary.final:.1f}",
+        "-" if interval is None else f"{100 * interval:.1f}",
+        versus,
+        f"{100 * summary.gain:+.1f}",
+        f"{100 * summary.mean('best'):.1f}",
+        "-" if steps is None else f"{steps:,.0f}",
+        f"{100 * summary.mean('stability'):.1f}",
+        f"{100 * summary.mean('drawdown'):.1f}",
+        f"{summary.minutes:.1f}",
+    ]
+
+
+def verdict(summaries: list[Summary]) -> str:
+    """Which differences to the baseline exceed the noise of the seeds, in a sentence."""
+    baseline = baseline_of(summaries)
+    if baseline is None:
+        return "There is no finished baseline to compare with."
+    others = [summary for summary in summaries if summary is not baseline]
+    judged = [(summary, summary.differs_from(baseline)) for summary in others]
+    if all(differs is None for _, differs in judged):
+        return 'With one seed per configuration no difference can be told from noise: run --seeds "0 1 2" or more.'
+    parts = []
+    for word, sign in (("better", 1), ("worse", -1)):
+        names = [s.key for s, differs in judged if differs and sign * (s.final - baseline.final) > 0]
+        if names:
+            parts.append(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} {word} than the baseline")
+    unclear = sum(not differs for _, differs in judged)
+    parts.append(f"{unclear} of {len(judged)} configurations can't be told from it (95 % level, Welch's t test)")
+    return f"{'; '.join(parts)}."
+
+
+EXPLANATION = (
+    "success: success_once of the evaluations in the last fifth of a run, mean over seeds, in %. "
+    "steps to 80 %: env steps until 80 % of the way from the pretrained to the best success. "
+    "stability: standard deviation over the last fifth. drawdown: largest fall below an earlier success. "
+    "minutes: wall time of a run. *: differs from the baseline at the 95 % level."
+)
+
+
+def markdown(views: list[View], summaries: list[Summary]) -> str:
+    baseline = baseline_of(summaries)
+    lines = ["# ReinFlow sweep", "", heading(views), "", verdict(summaries), ""]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(cells(summary, baseline)) + " |" for summary in summaries]
+    lines += ["", EXPLANATION, ""]
+    lines += [f"* {view.record.name}: {view.state}: {view.record.error or ''}" for view in unfinished(views)]
+    return "\n".join(lines) + "\n"
+
+
+def heading(views: list[View]) -> str:
+    counts = Counter(view.state for view in views)
+    return f"{len(views)} jobs: " + ", ".join(f"{count} {state}" for state, count in counts.most_common())
+
+
+def unfinished(views: list[View]) -> list[View]:
+    return [view for view in views if view.state in ("failed", "killed")]
+
+
+def write_csv(path: Path, views: list[View]) -> None:
+    """Every evaluation of every run."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["category", "variant", "seed", "state", "env_steps", "success_once", "success_at_end", "return"]
+        )
+        for view in views:
+            record = view.record
+            for line in read_metrics(Path(record.run_dir)):
+                if "eval/success_once" in line:
+                    numbers = [line.get(f"eval/{name}") for name in ("success_once", "success_at_end", "return")]
+                    writer.writerow([record.category, record.variant, record.seed, view.state, line["step"], *numbers])
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------
+
+
+def page(log_dir: Path, views: list[View], summaries: list[Summary]) -> str:
+    baseline = baseline_of(summaries)
+    body = [f"<h1>ReinFlow sweep</h1><p>{html.escape(heading(views))}</p>", origin(views)]
+    body.append(f"<p><b>{html.escape(verdict(summaries))}</b></p>")
+    body.append(html_table(summaries, baseline))
+    body.append(f'<p class="note">{html.escape(EXPLANATION)} Click a column to sort.</p>')
+    for category in dict.fromkeys(s.category for s in summaries if s is not baseline):
+        members = [s for s in summaries if s.category == category]
+        body.append(f"<h2>{html.escape(category)}</h2>{chart([baseline, *members] if baseline else members)}")
+    body.append(failures(log_dir, views))
+    body.append(videos(views))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>ReinFlow sweep</title>'
+        f'<link rel="icon" href="data:,"><style>{STYLE}</style></head>'
+        f"<body>{''.join(body)}<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def origin(views: list[View]) -> str:
+    """Task, commit, versions and the command of the first job that left its config.json."""
+    for view in views:
+        path = Path(view.record.run_dir) / "config.json"
+        if path.exists():
+            config = json.loads(path.read_text())
+            versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
+            commit, started, command = config["git_commit"], config["started"], shlex.join(config["argv"])
+            text = html.escape(f"commit {commit}, started {started}, {versions}")
+            return f"<p>{text}<br><code>{html.escape(command)}</code></p>"
+    return ""
+
+
+def html_table(summaries: list[Summary], baseline: Summary | None) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in COLUMNS)
+    rows = []
+    for summary in summaries:
+        texts = cells(summary, baseline)
+        marks = ["" for _ in texts]
+        if texts[4].endswith("*"):
+            marks[4] = "better" if texts[4].startswith("+") else "worse"
+        rows.append(
+            "".join(f'<td class="{mark}">{html.escape(text)}</td>' for text, mark in zip(texts, marks, strict=True))
+        )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table>"
+
+
+def chart(summaries: list[Summary]) -> str:
+    """Success over env steps, mean over seeds with the range between them, as SVG."""
+    import matplotlib
+    import numpy as np
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 3.6), layout="constrained")
+    for index, summary in enumerate(summaries):
+        end = min(curve.steps[-1] for curve in summary.curves)
+        grid = np.linspace(0, end, 60)
+        values = np.stack([np.interp(grid, curve.steps, curve.success) for curve in summary.curves])
+        style: dict[str, Any] = {"color": "black", "linestyle": "--"} if summary.category == "baseline" else {}
+        (line,) = axes.plot(grid, values.mean(0), label=summary.key, zorder=len(summaries) - index, **style)
+        if len(values) > 1:
+            axes.fill_between(grid, values.min(0), values.max(0), alpha=0.15, color=line.get_color())
+    axes.set(xlabel="env steps", ylabel="success_once", ylim=(0, 1.02))
+    axes.legend(fontsize=8, loc="lower right")
+    axes.grid(alpha=0.3)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def failures(log_dir: Path, views: list[View]) -> str:
+    """Jobs that did not end well, with the last lines of their logs."""
+    parts = []
+    for view in unfinished(views):
+        log = log_dir / f"{view.record.name}.log"
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:]) if log.exists() else ""
+        parts.append(f"<h3>{html.escape(view.record.name)}: {view.state}</h3><pre>{html.escape(tail)}</pre>")
+    return f"<h2>failed or killed</h2>{''.join(parts)}" if parts else ""
+
+
+def videos(views: list[View]) -> str:
+    """First and last evaluation video of every run that recorded some."""
+    parts = []
+    for view in views:
+        found = sorted((Path(view.record.run_dir) / "videos").glob("*.mp4"))
+        for path in dict.fromkeys(found[:1] + found[-1:]):
+            if path.stat().st_size > MAX_VIDEO_BYTES:
+                parts.append(f"<p>{html.escape(str(path))} is too large to embed.</p>")
+                continue
+            data = base64.b64encode(path.read_bytes()).decode()
+            title = html.escape(f"{view.record.name}: {path.stem}")
+            parts.append(f'<p>{title}<br><video controls src="data:video/mp4;base64,{data}"></video></p>')
+    return f"<h2>videos</h2>{''.join(parts)}" if parts else ""
+
+
+if __name__ == "__main__":
+    run_script(main, Config)

@@ -1,0 +1,93 @@
+"""The report of a sweep, from made-up runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from reinflow.errors import UserError
+from reinflow.report import Config, main
+from reinflow.sweep.records import Record
+
+
+class Page(HTMLParser):
+    """Counts tags and notes what would need a network."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: dict[str, int] = {}
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] = self.tags.get(tag, 0) + 1
+        self.links += [value for name, value in attrs if name in ("src", "href") and value and value[0] != "#"]
+
+
+def write_job(folder: Path, category: str, variant: str, seed: int, finals: list[float], state: str = "done") -> None:
+    name = f"{category}-{variant}-seed{seed}"
+    run = folder / name
+    run.mkdir(parents=True)
+    points = [(0, 0.5), *((100 * (index + 1), final) for index, final in enumerate(finals))]
+    lines = [{"step": step, "time": 6.0 * step, "eval/success_once": success} for step, success in points]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / f"{name}.log").write_text("starting\n<b>out of memory</b>\n")
+    Record(name, category, variant, seed, str(run), state, attempts=1, error="out of memory").save(folder)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    for seed in range(3):
+        write_job(tmp_path, "baseline", "default", seed, [0.7, 0.80 + 0.01 * seed])
+        write_job(tmp_path, "lr", "high", seed, [0.8, 0.90 + 0.01 * seed])
+        write_job(tmp_path, "lr", "low", seed, [0.6, 0.81 + 0.01 * seed])
+    write_job(tmp_path, "noise", "fast", 0, [0.1], state="failed")
+    return tmp_path
+
+
+def test_the_page_is_one_file_with_a_table_and_a_chart_per_category(sweep):
+    main(Config(str(sweep)))
+    text = (sweep / "report.html").read_text()
+    page = Page(text)
+    assert page.tags["svg"] == 1
+    assert page.tags["tr"] == 1 + 3
+    assert all(link.startswith("data:") for link in page.links)
+    assert "lr:high is better than the baseline; 1 of 2 configurations" in text
+    assert "&lt;b&gt;out of memory&lt;/b&gt;" in text
+
+
+def test_the_tables_numbers_by_hand(sweep):
+    main(Config(str(sweep)))
+    lines = (sweep / "report.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith("| lr:high"))
+    # last fifth of 200 steps: the evaluation at 200; mean of .90, .91, .92; 80 % of .5 -> .9 is .82, reached at 200
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:3] == ["lr:high", "3", "91.0"]
+    assert cells[4:6] == ["+10.0*", "+41.0"]
+    assert cells[7] == "200"
+    assert cells[10] == "20.0"
+    assert any(line.startswith("* noise-fast-seed0: failed: out of memory") for line in lines)
+
+
+def test_every_evaluation_is_a_row_of_the_csv(sweep):
+    main(Config(str(sweep)))
+    with (sweep / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9 * 3 + 2
+    assert {row["state"] for row in rows} == {"done", "failed"}
+
+
+def test_one_seed_is_called_noise(tmp_path):
+    write_job(tmp_path, "baseline", "default", 0, [0.7])
+    write_job(tmp_path, "lr", "low", 0, [0.9])
+    main(Config(str(tmp_path)))
+    assert "no difference can be told from noise" in (tmp_path / "report.md").read_text()
+
+
+def test_another_folder_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="not the folder of a sweep"):
+        main(Config(str(tmp_path)))

@@ -1,0 +1,62 @@
+"""The numbers of a sweep's report, by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from reinflow.sweep.records import Record, View
+from reinflow.sweep.results import Curve, Summary, half_interval, read_curve, summarise
+
+CURVE = Curve([0, 100, 200, 300, 400, 500], [0.4, 0.6, 0.5, 0.8, 0.9, 0.7], [0, 60, 120, 180, 240, 300])
+
+
+def flat(final: float) -> Curve:
+    return Curve([0, 100], [0.5, final], [0, 60])
+
+
+def test_a_curve_by_hand():
+    assert (CURVE.pretrained, CURVE.best) == (0.4, 0.9)
+    # the last fifth begins at 400: .9 and .7, mean .8, deviation .1; worst falls .6 -> .5 and .9 -> .7
+    assert CURVE.final == pytest.approx(0.8)
+    assert CURVE.stability == pytest.approx(0.1)
+    assert CURVE.drawdown == pytest.approx(0.2)
+    # 80 % of the way from .4 to .9 is .8, reached at 300
+    assert CURVE.steps_to(0.8) == 300
+    assert Curve([0, 1], [0.5, 0.4], [0, 1]).steps_to(0.8) is None
+
+
+def test_the_interval_is_students():
+    # values 1, 2, 3: mean 2, stdev 1, error 1/sqrt(3), t(2) = 4.303
+    assert half_interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / math.sqrt(3), rel=1e-4)
+    assert half_interval([1.0]) is None
+
+
+def test_a_difference_counts_when_it_exceeds_its_interval():
+    base = Summary("baseline", "default", [flat(v) for v in (0.80, 0.81, 0.82)])
+    near = Summary("lr", "low", [flat(v) for v in (0.81, 0.82, 0.83)])
+    far = Summary("lr", "high", [flat(v) for v in (0.60, 0.61, 0.62)])
+    # errors .00577 each: .00816 together, t(4) = 2.776, so .0227 is the least difference that counts
+    assert near.differs_from(base) is False
+    assert far.differs_from(base) is True
+    assert far.gain == pytest.approx(0.11)
+    assert Summary("lr", "low", [flat(0.9)]).differs_from(base) is None
+
+
+def test_runs_are_read_from_their_files_and_unfinished_ones_are_left_out(tmp_path):
+    views = []
+    for name, state, finals in (("low", "done", [0.7]), ("default", "done", [0.8]), ("high", "failed", [0.9])):
+        run = tmp_path / name
+        run.mkdir()
+        lines = [{"step": 0, "time": 10.0, "eval/success_once": 0.5}, {"step": 50, "time": 20.0, "losses/value": 1.0}]
+        lines += [{"step": 100, "time": 70.0, "eval/success_once": final} for final in finals]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
+        category = "baseline" if name == "default" else "lr"
+        views.append(View(Record(name, category, name, 0, str(run), state), state, {}))
+    assert read_curve(tmp_path / "low") == Curve([0, 100], [0.5, 0.7], [0.0, 60.0])
+    assert read_curve(tmp_path) is None
+    summaries = summarise(views)
+    assert [summary.key for summary in summaries] == ["baseline:default", "lr:low"]
+    assert summaries[1].minutes == 1.0
