@@ -157,6 +157,23 @@ class OnPolicyState:
     iteration: int = 0
 
 
+def worries(values: dict[str, float]) -> list[str]:
+    """What is wrong with an iteration, from its logged numbers; docs/metrics.md tells the limits and the causes."""
+    found = []
+    if values.get("losses/ratio_deviation", 0.0) > 1e-3:
+        found.append("the ratio of the first minibatch is not 1: sampling and scoring disagree, which is a bug")
+    if values.get("losses/final_kl", 0.0) > 5.0:
+        found.append("an update moved the policy by more than 5 nats: lower --lr or set --target_kl")
+    if values.get("losses/clip_fraction", 0.0) > 0.6:
+        found.append("more than 60 % of the ratios were clipped: lower --lr or --ppo_epochs")
+    if values["charts/critic_warmup"] == 0.0 and values.get("losses/explained_variance", 1.0) < 0.0:
+        found.append(
+            "the critic explains nothing of the returns: raise --critic_warmup_steps or --lr_critic, "
+            "or use the --gamma of Stage 2"
+        )
+    return found
+
+
 def on_policy(
     agent: ReinFlowAgent,
     learner: PPO,
@@ -186,7 +203,7 @@ def on_policy(
         steps = int(stats.env_steps)
         state.env_steps += steps
         state.iteration += 1
-        run.log(
+        values = run.log(
             {
                 **{f"losses/{name}": value for name, value in metrics.items()},
                 **stats.metrics(),
@@ -198,6 +215,8 @@ def on_policy(
             },
             step=state.env_steps,
         )
+        for sentence in worries(values):
+            run.alarm(sentence)
         run.status(phase="warmup" if critic_only else "ppo")
         last = state.env_steps >= config.total_timesteps
         if is_due(state.iteration, config.eval_freq, last):

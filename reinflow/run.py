@@ -145,13 +145,14 @@ class Run:
         """Seed Python, NumPy and torch with the run's seed."""
         seed_everything(self.config.seed, self.config.torch_deterministic)
 
-    def log(self, metrics: Metrics, step: int) -> None:
-        """Write scalars to every sink; tensors are read here, once."""
+    def log(self, metrics: Metrics, step: int) -> dict[str, float]:
+        """Write scalars to every sink; tensors are read here, once, and returned as numbers."""
         self._began = True
         if not self._logs.opened:
             self._open_logs()
-        self._logs.write(metrics, step)
+        values = self._logs.write(metrics, step)
         self._status.beat(step)
+        return values
 
     def status(self, **fields: Any) -> None:
         """Update status.json: `phase`, `success`, `best_success`, or any other number that a monitor should show."""
