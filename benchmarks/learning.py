@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -143,6 +144,7 @@ class Lab:
     def row(self, recipe: Recipe, seed: int) -> dict[str, Any]:
         """What one run came to."""
         run, clone = self.run_dir(recipe, seed), self.clone_dir(recipe.clone, seed)
+        config = json.loads((run / "config.json").read_text())
         curve = evaluations(run)
         good = next((point for point in curve if point["success_once"] >= GOOD), None)
         return {
@@ -156,9 +158,14 @@ class Lab:
             "curve": curve,
             "steps_to_90": good and good["env_steps"],
             "minutes_to_90": good and good["minutes"],
-            "command": json.loads((run / "config.json").read_text())["argv"],
-            "commit": json.loads((run / "config.json").read_text())["git_commit"],
+            "command": self.portable(config["argv"]),
+            "commit": config["git_commit"],
         }
+
+    def portable(self, argv: list[str]) -> str:
+        """A command line without the paths of the machine that ran it."""
+        words = [Path(argv[0]).name, *(word.replace(str(self.folder), "runs/learning") for word in argv[1:])]
+        return shlex.join(["python", *words])
 
 
 def evaluations(run: Path) -> list[dict[str, float]]:

@@ -1,8 +1,10 @@
 """Conditional 1-D UNet over an action chunk, as in Diffusion Policy (arXiv:2303.04137), for shortcut flows.
 
 Differs from Diffusion Policy: flow time and step size are continuous and have an embedding each; FiLM scales by 1 +
-gain, so that a block starts near its unconditioned self; and the FiLM terms of all blocks come from two products, one
-of the times and one of the condition, because `W [mish(times), mish(cond)] = W_t mish(times) + W_c mish(cond)`.
+gain, so that a block starts near its unconditioned self; the condition passes a linear layer before its Mish, which
+folds what is below -1.2 onto what is above, so that raw normalised states would lose their sign; and the FiLM terms of
+all blocks come from two products, one of the times and one of the condition, because `W [mish(times), mish(c)] = W_t
+mish(times) + W_c mish(c)`.
 """
 
 from __future__ import annotations
@@ -85,6 +87,7 @@ class ShortCutVelocityUNet1D(VelocityNet):
         down_dims: Sequence[int] = (64, 128, 256),
         kernel_size: int = 5,
         n_groups: int = 8,
+        cond_embed_dim: int = 256,
     ):
         """`input_dim` is the action dim, `down_dims` the channels per level; each level halves the horizon."""
         super().__init__()
@@ -108,13 +111,14 @@ class ShortCutVelocityUNet1D(VelocityNet):
         )
         self.film_dims = [m.film_dim for m in self.modules() if isinstance(m, FiLMResidualBlock)]
         self.film_step = nn.Linear(2 * diffusion_step_embed_dim, sum(self.film_dims))
-        self.film_cond = nn.Linear(global_cond_dim, sum(self.film_dims), bias=False)
+        self.cond_in = nn.Linear(global_cond_dim, cond_embed_dim)
+        self.film_cond = nn.Linear(cond_embed_dim, sum(self.film_dims), bias=False)
 
     def times(self, timestep: Float[Tensor, "b"], step_size: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:
         return self.film_step(F.mish(self.step_embedding(timestep, step_size)))
 
     def condition(self, global_cond: Float[Tensor, "b z"]) -> Float[Tensor, "b f"]:
-        return self.film_cond(F.mish(global_cond))
+        return self.film_cond(F.mish(self.cond_in(global_cond)))
 
     def velocity(self, sample: Float[Tensor, "b h a"], features: Float[Tensor, "b f"]) -> Float[Tensor, "b h a"]:
         horizon = sample.shape[1]

@@ -106,6 +106,19 @@ def test_every_parameter_receives_a_gradient(make):
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+def test_unet_tells_conditions_apart_that_a_bare_mish_would_fold():
+    # mish falls to -.31 at -1.19 and rises again: mish(-.5) = -.22 = mish(-2.2)
+    low, high = torch.tensor(-6.0, dtype=torch.float64), torch.tensor(-1.2, dtype=torch.float64)
+    wanted = torch.nn.functional.mish(torch.tensor(-0.5, dtype=torch.float64))
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if torch.nn.functional.mish(middle) < wanted else (middle, high)
+    assert -2.3 < low < -2.1
+    net = ShortCutVelocityUNet1D(A, 4)
+    one, other = net.condition(torch.full((1, 4), -0.5)), net.condition(torch.full((1, 4), float(low)))
+    assert (one - other).abs().max() > 0.01
+
+
 def test_unet_names_the_divisor_of_the_chunk_length():
     # 3 levels halve twice: 2**2 = 4 must divide the chunk length
     with pytest.raises(ValueError, match="multiple of 4, got 6"):
