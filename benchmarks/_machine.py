@@ -24,7 +24,7 @@ def fingerprint() -> dict[str, object]:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "numpy", "mani_skill", "sapien")},
     }

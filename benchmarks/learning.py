@@ -156,8 +156,8 @@ class Lab:
             "stage2": result(clone / "stage2"),
             "stage3": result(run),
             "curve": curve,
-            "steps_to_90": good and good["env_steps"],
-            "minutes_to_90": good and good["minutes"],
+            "steps_to_90": good["env_steps"] if good else None,
+            "minutes_to_90": good["minutes"] if good else None,
             "command": self.portable(config["argv"]),
             "commit": config["git_commit"],
         }
@@ -198,7 +198,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         mine = [row for row in rows if row["recipe"] == name]
         cells = [spread([row[stage]["success_once"] for row in mine]) for stage in ("stage1", "stage2", "stage3")]
         cells.append(spread([row["stage3"]["success_at_end"] for row in mine]))
-        reached = [row for row in mine if row["steps_to_90"]]
+        reached = [row for row in mine if row["steps_to_90"] is not None]
         for key, unit in (("steps_to_90", 1000), ("minutes_to_90", 1)):
             values = ", ".join(f"{row[key] / unit:.0f}{'k' if unit > 1 else ''}" for row in reached)
             cells.append(values + (f" ({len(mine) - len(reached)} never)" if len(reached) < len(mine) else ""))
