@@ -61,7 +61,7 @@ class Recipe:
 ABLATION_STEPS = 95_000
 """four iterations, the first of them warm-up: where the default is halfway from its clone to its end"""
 
-UNET = Clone(net="unet", flags=("--net", "unet", "--unet_dims", "32", "64", "128"))
+UNET = Clone(net="unet", flags=("--net", "unet", "--unet_dims", "32", "64", "128", "--total_iters", "2500"))
 """a quarter of the default's parameters, which is what a core trains in minutes"""
 SUITES: dict[str, list[Recipe]] = {
     "pick": [Recipe("pick-mlp", 600_000), Recipe("pick-unet", 300_000, UNET)],
