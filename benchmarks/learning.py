@@ -22,6 +22,8 @@ from threading import Lock
 from typing import Any
 
 from benchmarks._machine import fingerprint
+from reinflow.status import read_status
+from reinflow.sweep.results import SUCCESS, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 EVAL_SEED = 20_000
@@ -138,8 +140,7 @@ class Lab:
         return self.folder / f"{recipe.name.replace(' ', '_')}-seed{seed}"
 
     def is_done(self, run: Path) -> bool:
-        status = run / "status.json"
-        return status.exists() and json.loads(status.read_text())["state"] == "done"
+        return read_status(run / "status.json").get("state") == "done"
 
     def row(self, recipe: Recipe, seed: int) -> dict[str, Any]:
         """What one run came to."""
@@ -170,13 +171,12 @@ class Lab:
 
 def evaluations(run: Path) -> list[dict[str, float]]:
     """The evaluations of a run while it trained; minutes since the first one, which is the pretrained policy's."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    points = [line for line in lines if "eval/success_once" in line]
+    points = [line for line in read_metrics(run) if SUCCESS in line]
     return [
         {
             "env_steps": line["step"],
             "minutes": (line["time"] - points[0]["time"]) / 60,
-            "success_once": line["eval/success_once"],
+            "success_once": line[SUCCESS],
             "success_at_end": line["eval/success_at_end"],
         }
         for line in points
