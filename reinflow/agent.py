@@ -5,7 +5,7 @@ It works on conditions, the encoded observations, so that a rollout encodes each
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -89,12 +89,17 @@ class ReinFlowAgent(nn.Module):
         spec = policy.spec
         self.policy = policy
         self.actor = make_stochastic(policy, num_steps, noise_net)
+        self._adopt(spec)
         self.critic = ValueNetwork(spec.cond_dim, scale=return_scale(ppo.gamma))
         self.config = ppo
         self.noise = noise
         self.register_buffer("scored", torch.zeros(0), persistent=False)
         self._score(spec)
         self.update_noise_schedule(step=0)
+
+    def _adopt(self, spec: PolicySpec) -> None:
+        """Take the spec, with the K that is fine-tuned: evaluations and checkpoints follow it."""
+        self.policy.spec = replace(spec, num_inference_steps=self.actor.num_steps)
 
     def _score(self, spec: PolicySpec) -> None:
         """Choose the scored dims of a chain for the horizons of `spec`, and count them."""
@@ -125,7 +130,7 @@ class ReinFlowAgent(nn.Module):
         load_state_(self.policy.net, policy.net.state_dict(), f"the network of {checkpoint_path}")
         if checkpoint.critic_state is not None:
             load_state_(self.critic, checkpoint.critic_state, f"the critic of {checkpoint_path}")
-        self.policy.spec = spec
+        self._adopt(spec)
         self.policy.encoder = policy.encoder
         self.policy.action_normalizer = policy.action_normalizer
         self._score(spec)

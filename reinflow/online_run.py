@@ -4,7 +4,7 @@ evaluate the pretrained policy, fine-tune, keep the best, save what `--resume` n
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import torch
 
@@ -32,7 +32,7 @@ def train_online(
 ) -> None:
     """Fine-tune `agent` in `env` for `config.total_timesteps`; evaluate without noise in `eval_env`."""
     generator = torch.Generator(run.device).manual_seed(run.config.seed)
-    spec = replace(agent.policy.spec, num_inference_steps=agent.actor.num_steps)
+    spec = agent.policy.spec
     buffer = RolloutBuffer(
         config.rollout_steps * config.num_envs,
         spec.cond_dim,

@@ -19,7 +19,7 @@ from reinflow.types import EnvSpec
 
 UNET = {"diffusion_step_embed_dim": 16, "down_dims": (16, 32), "n_groups": 8}
 SPEC = PolicySpec(
-    obs_horizon=2, state_dim=128, action_dim=7, unet_dims=(16, 32), diffusion_step_embed_dim=16, num_inference_steps=8
+    obs_horizon=2, state_dim=128, action_dim=7, unet_dims=(16, 32), diffusion_step_embed_dim=16, num_inference_steps=4
 )
 
 
@@ -116,9 +116,12 @@ def test_loading_a_checkpoint_of_two_observations_brings_weights_normalisers_hor
     agent.load_from_aw_shortcut_flow(checkpoint_path=tmp_path / "best_model.pt", device="cpu")
     obs = {"state": torch.randn(3, 2, 128)}
     torch.testing.assert_close(
-        agent.policy.act(obs, torch.Generator().manual_seed(1)), policy.act(obs, torch.Generator().manual_seed(1))
+        agent.policy.act(obs, torch.Generator().manual_seed(1)),
+        policy.act(obs, torch.Generator().manual_seed(1), num_steps=8),
     )
     torch.testing.assert_close(agent.get_value(agent.encode(obs)), value(policy.encode(obs)))
+    # evaluations and checkpoints use the K that is fine-tuned, not the one that the checkpoint was trained with
+    assert agent.policy.spec.num_inference_steps == agent.actor.num_steps == 8
     # the newest of two observations belongs to row 1, so rows 1..8 are executed and scored in the last step
     assert agent.scored[-1].any(1).nonzero().flatten().tolist() == list(range(1, 9))
     # an optimiser that was made before loading still holds the right parameters
