@@ -14,7 +14,7 @@ GUIDE_HORIZONS: Preset = {"obs_horizon": 2, "act_horizon": 8, "pred_horizon": 16
 CLONING_PRESETS: dict[str, Preset] = {
     "default": {},
     "guide": {**GUIDE_HORIZONS, "net": "unet"},
-    "quickstart": {**FAST_NET, "total_iters": 5_000, "lr": 1e-3, "eval_freq": 0, "save_freq": 0},
+    "quickstart": {**FAST_NET, "total_iters": 5_000, "lr": 1e-3, "eval_freq": 0, "save_freq": 0, "num_threads": 1},
     "toy": {
         **FAST_NET,
         "env_id": "Toy-v0",
