@@ -32,7 +32,9 @@ class Config:
     num_inference_steps: int | None = None
     """denoising steps K that are fine-tuned; None takes the checkpoint's"""
     freeze_visual_encoder: bool = False
-    """keep an image encoder fixed; a state encoder is a normaliser and has nothing to train"""
+    """keep an image encoder fixed: pictures are encoded once per decision and not stored"""
+    asymmetric_critic: bool = False
+    """V sees the simulator's full state while the policy sees pictures; V is not needed after training"""
     run: Flat[RunConfig] = field(default_factory=RunConfig)
     env: Flat[EnvConfig] = field(default_factory=EnvConfig)
     online: Flat[OnPolicyConfig] = field(default_factory=OnPolicyConfig)
@@ -61,19 +63,28 @@ def main(config: Config) -> None:
     ) as run:
         policy = build_policy(checkpoint.policy_spec).to(run.device)
         load_state_(policy, checkpoint.policy_state, f"the policy of {config.pretrained_path}")
-        agent = ReinFlowAgent.from_policy(
-            policy, config.ppo, config.noise, config.noise_net, config.num_inference_steps
-        )
-        if checkpoint.critic_state is not None:
-            load_state_(agent.critic, checkpoint.critic_state, f"the critic of {config.pretrained_path}")
-        horizons = {"act_horizon": policy.spec.act_horizon, "obs_horizon": policy.spec.obs_horizon}
+        settings = {
+            "act_horizon": policy.spec.act_horizon,
+            "obs_horizon": policy.spec.obs_horizon,
+            "gamma": config.ppo.gamma,
+            "device": run.device,
+        }
         with ExitStack() as envs:
-            env, eval_env = (
-                envs.enter_context(
-                    closing(make_env(env_config, num_envs=count, gamma=config.ppo.gamma, device=run.device, **horizons))
-                )
-                for count in (config.online.num_envs, config.evaluation.envs)
+            privileged = config.asymmetric_critic
+            env = envs.enter_context(
+                closing(make_env(env_config, config.online.num_envs, privileged=privileged, **settings))
             )
+            eval_env = envs.enter_context(closing(make_env(env_config, config.evaluation.envs, **settings)))
+            agent = ReinFlowAgent.from_policy(
+                policy,
+                config.ppo,
+                config.noise,
+                config.noise_net,
+                config.num_inference_steps,
+                freeze_visual_encoder=config.freeze_visual_encoder,
+                privileged_dim=env.reset()["privileged"].shape[-1] if privileged else None,
+            )
+            agent.load_critic(checkpoint.critic_state, f"the critic of {config.pretrained_path}")
             train_online(agent, PPO(agent, config.ppo), run, env, eval_env, config.online, config.evaluation)
 
 

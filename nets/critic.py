@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nets.mlp import MLP
+from nets.normalize import MeanStdNormalizer
 
 
 class ValueNetwork(nn.Module):
@@ -35,6 +36,26 @@ class ValueNetwork(nn.Module):
 
     def forward(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b"]:
         return self.scale * self.net(cond).squeeze(-1)
+
+
+class PrivilegedValueNetwork(ValueNetwork):
+    """V(full state), normalised within, for a critic that sees more than the actor: it is needed in training alone."""
+
+    fitted: Tensor
+
+    def __init__(self, obs_dim: int, scale: float = 1.0):
+        super().__init__(obs_dim, scale=scale)
+        self.normalizer = MeanStdNormalizer(obs_dim)
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def fit_once_(self, states: Float[Tensor, "*b z"]) -> None:
+        """Take the statistics of the first states that it is given; later calls change nothing."""
+        if not self.fitted:
+            self.normalizer.fit_(states)
+            self.fitted.fill_(True)
+
+    def forward(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b"]:
+        return super().forward(self.normalizer.normalize(cond))
 
 
 class BatchedLinear(nn.Module):

@@ -5,7 +5,7 @@ It works on conditions, the encoded observations, so that a rollout encodes each
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nets.critic import ValueNetwork
+from nets.critic import PrivilegedValueNetwork, ValueNetwork
 from nets.unet1d import ShortCutVelocityUNet1D
+from nets.vision import random_shift
 from reinflow.algos.advantages import return_scale
 from reinflow.algos.ppo import MAX_LOG_RATIO, PPOConfig, clipped_surrogate, scaled_log_ratio
 from reinflow.algos.schedules import NoiseConfig
@@ -32,6 +33,23 @@ from reinflow.policies.chain import (
 from reinflow.types import Chain, Obs
 
 C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class View:
+    """An observation as the agent uses it."""
+
+    cond: Float[Tensor, "b z"]
+    """what the actor sees"""
+    critic: Float[Tensor, "b p"]
+    """what V sees: the condition, or the full state"""
+    stored: Float[Tensor, "b z"] | Obs
+    """what an update needs to see it again: the condition, or pictures where the encoder trains on"""
+
+    @property
+    def critic_obs(self) -> Float[Tensor, "b p"] | None:
+        """What V sees where that is not what is stored."""
+        return None if self.critic is self.stored else self.critic
 
 
 class ReinFlowAgent(nn.Module):
@@ -75,12 +93,20 @@ class ReinFlowAgent(nn.Module):
         noise: NoiseConfig | None = None,
         noise_net: NoiseNetConfig | None = None,
         num_inference_steps: int | None = None,
+        *,
+        freeze_visual_encoder: bool = True,
+        privileged_dim: int | None = None,
     ) -> ReinFlowAgent:
-        """Fine-tune `policy`, of any family, in place; K defaults to its own number of denoising steps."""
+        """Fine-tune `policy`, of any family, in place; K defaults to its own number of denoising steps.
+
+        An image encoder stays as it is unless `freeze_visual_encoder` is off. `privileged_dim` gives V the full state,
+        of that many numbers, instead of what the policy sees.
+        """
         agent = cls.__new__(cls)
         nn.Module.__init__(agent)
         steps = num_inference_steps or policy.spec.num_inference_steps
         agent._compose(policy, ppo or PPOConfig(), noise or NoiseConfig(), noise_net or NoiseNetConfig(), steps)
+        agent._choose_views(freeze_visual_encoder, privileged_dim)
         return agent.to(policy.device)
 
     def _compose(
@@ -90,12 +116,21 @@ class ReinFlowAgent(nn.Module):
         self.policy = policy
         self.actor = make_stochastic(policy, num_steps, noise_net)
         self._adopt(spec)
-        self.critic = ValueNetwork(spec.cond_dim, scale=return_scale(ppo.gamma))
+        self.critic: ValueNetwork = ValueNetwork(spec.cond_dim, scale=return_scale(ppo.gamma))
         self.config = ppo
         self.noise = noise
         self.register_buffer("scored", torch.zeros(0), persistent=False)
         self._score(spec)
+        self._choose_views(freeze_visual_encoder=True, privileged_dim=None)
         self.update_noise_schedule(step=0)
+
+    def _choose_views(self, freeze_visual_encoder: bool, privileged_dim: int | None) -> None:
+        """What actor and critic see, and whether updates look at pictures again."""
+        self.trains_encoder = self.policy.spec.image is not None and not freeze_visual_encoder
+        self.policy.encoder.requires_grad_(self.trains_encoder)
+        self.privileged = privileged_dim is not None
+        if privileged_dim is not None:
+            self.critic = PrivilegedValueNetwork(privileged_dim, scale=return_scale(self.config.gamma))
 
     def _adopt(self, spec: PolicySpec) -> None:
         """Take the spec, with the K that is fine-tuned: evaluations and checkpoints follow it."""
@@ -128,16 +163,43 @@ class ReinFlowAgent(nn.Module):
                     "checkpoint's dimensions, or with ReinFlowAgent.from_policy"
                 )
         load_state_(self.policy.net, policy.net.state_dict(), f"the network of {checkpoint_path}")
-        if checkpoint.critic_state is not None:
-            load_state_(self.critic, checkpoint.critic_state, f"the critic of {checkpoint_path}")
+        self.load_critic(checkpoint.critic_state, f"the critic of {checkpoint_path}")
         self._adopt(spec)
-        self.policy.encoder = policy.encoder
+        if self.trains_encoder:
+            load_state_(self.policy.encoder, policy.encoder.state_dict(), f"the encoder of {checkpoint_path}")
+        else:
+            self.policy.encoder = policy.encoder.requires_grad_(False)
         self.policy.action_normalizer = policy.action_normalizer
         self._score(spec)
         self.to(device)
 
+    def load_critic(self, state: dict[str, Tensor] | None, name: str) -> None:
+        """Take V of an earlier stage where there is one; one that sees something else starts anew."""
+        from reinflow.checkpoint import load_state_
+
+        if state is not None and self.privileged == ("normalizer.shift" in state):
+            load_state_(self.critic, state, name)
+
     def encode(self, obs: Obs) -> Float[Tensor, "b z"]:
         return self.policy.encode(obs)
+
+    @torch.no_grad()
+    def view(self, obs: Obs) -> View:
+        """Encode an observation once, for acting, for V and for the update that follows."""
+        cond = self.encode(obs)
+        stored = {name: obs[name] for name in self.policy.encoder.names} if self.trains_encoder else cond
+        return View(cond, critic=obs["privileged"][:, -1] if self.privileged else cond, stored=stored)
+
+    def augmented(self, obs: Obs, generator: torch.Generator | None = None) -> Obs:
+        """The observation under this rollout's random shift: acting, storing and scoring then see the same pictures."""
+        image, most = self.policy.spec.image, self.config.online_random_shift
+        if image is None or not most:
+            return obs
+        return obs | random_shift({name: obs[name] for name in image.names}, most, generator)
+
+    def condition(self, stored: Float[Tensor, "b z"] | Obs) -> Float[Tensor, "b z"]:
+        """The condition of what a `View` stored; pictures are encoded again, with gradients."""
+        return stored if isinstance(stored, Tensor) else self.encode(stored)
 
     def to_action(self, chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b e a"]:
         return self.policy.to_action(chunk)
@@ -147,7 +209,8 @@ class ReinFlowAgent(nn.Module):
         """Sample with exploration noise; the chain carries its log-probability."""
         return sample_chain(self.actor, cond, self.scored, generator)
 
-    def get_value(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b"]:
+    def get_value(self, cond: Float[Tensor, "b p"]) -> Float[Tensor, "b"]:
+        """V of what the critic sees."""
         return self.critic(cond)
 
     def is_in_critic_warmup(self) -> bool:
@@ -171,17 +234,19 @@ class ReinFlowAgent(nn.Module):
         returns: Float[Tensor, "b"],
         old_means: Float[Tensor, "b k h a"] | None = None,
         old_stds: Float[Tensor, "b k h a"] | None = None,
+        critic_obs: Float[Tensor, "b p"] | None = None,
     ) -> dict[str, Tensor]:
         """`loss` and its parts. `actions` are denoising chains, `advantages` are normalised already.
 
-        `approx_kl` is in joint nats; without the old moments it is estimated from the log-ratios.
+        `critic_obs` is what V sees, where that is not the condition. `approx_kl` is in joint nats; without the old
+        moments it is estimated from the log-ratios.
         """
         means, stds = chain_moments(self.actor, actions, obs_cond)
         log_prob = chain_log_prob(actions, means, stds, self.scored)
         log_ratio = scaled_log_ratio(log_prob, old_log_probs, self.num_scored, self.config.logprob_reduction)
         ratio = log_ratio.clamp_max(MAX_LOG_RATIO).exp()
         policy_loss = clipped_surrogate(ratio, advantages, self.config.clip_ratio)
-        value_loss = self.value_loss(obs_cond, returns)
+        value_loss = self.value_loss(obs_cond if critic_obs is None else critic_obs, returns)
         entropy = chain_entropy(stds, self.scored).mean()
         loss = policy_loss + self.config.value_coef * value_loss - self.config.entropy_coef * entropy
         with torch.no_grad():

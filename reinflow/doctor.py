@@ -104,7 +104,7 @@ def check_gpu() -> Check:
 
 
 def check_vulkan() -> Check:
-    from reinflow.envs.headless import render_device_available
+    from reinflow.envs.headless import mesa_command, os_release, render_device_available
 
     if render_device_available():
         return Check("vulkan", "ok", "SAPIEN can render: images and videos work")
@@ -112,30 +112,6 @@ def check_vulkan() -> Check:
         f"no usable Vulkan driver: state observations work without; for images and videos: {mesa_command(os_release())}"
     )
     return Check("vulkan", "info", text)
-
-
-def os_release() -> dict[str, str]:
-    """/etc/os-release as a dict, empty elsewhere than on Linux."""
-    path = Path("/etc/os-release")
-    if not path.is_file():
-        return {}
-    pairs = (line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
-    return {key: value.strip('"') for key, value in pairs}
-
-
-def mesa_command(release: dict[str, str]) -> str:
-    """The line that installs a software Vulkan driver (Mesa lavapipe, 24.3 or later for descriptor indexing)."""
-    packages = "mesa-vulkan-drivers libvulkan1"
-    if release.get("ID") == "debian" and release.get("VERSION_ID") == "12":
-        return (
-            f"sudo apt-get install -y -t bookworm-backports {packages}  (with bookworm-backports among the apt sources)"
-        )
-    family = f"{release.get('ID', '')} {release.get('ID_LIKE', '')}"
-    if "fedora" in family or "rhel" in family:
-        return "sudo dnf install -y mesa-vulkan-drivers vulkan-loader"
-    if "arch" in family:
-        return "sudo pacman -S vulkan-swrast vulkan-icd-loader"
-    return f"sudo apt-get update && sudo apt-get install -y {packages}  (Mesa 24.3 or later)"
 
 
 def check_simulator() -> Check:

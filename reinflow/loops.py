@@ -126,12 +126,13 @@ def collect(
     buffer.reset()
     stats = RolloutStats()
     while not buffer.full:
-        cond = agent.encode(obs)
-        chain = agent.get_action(cond, generator=generator)
-        value = agent.get_value(cond)
+        view = agent.view(agent.augmented(obs, generator))
+        chain = agent.get_action(view.cond, generator=generator)
+        value = agent.get_value(view.critic)
         step = env.step_chunk(agent.to_action(chain.chunk))
         buffer.add(
-            obs=cond,
+            obs=view.stored,
+            critic_obs=view.critic_obs,
             actions=chain.states,
             reward=step.reward,
             value=value,
@@ -139,14 +140,24 @@ def collect(
             done=step.ended,
             executed=step.executed,
             terminated=step.terminated,
-            final_value=agent.get_value(agent.encode(step.final_obs)),
+            final_value=final_value(agent, step),
             means=chain.means,
             stds=chain.stds,
         )
         stats.add(step)
         obs = step.obs
-    buffer.compute_returns_and_advantages(last_value=agent.get_value(agent.encode(obs)), last_done=step.ended)
+    buffer.compute_returns_and_advantages(last_value=agent.get_value(agent.view(obs).critic), last_done=step.ended)
     return obs, stats
+
+
+def final_value(agent: ReinFlowAgent, step: ChunkStep) -> Tensor:
+    """V of the last observations, which counts where an episode ended.
+
+    Encoding pictures costs more than looking whether one did; encoding states costs less than waiting for a GPU.
+    """
+    if agent.policy.spec.image is not None and not step.ended.any():
+        return torch.zeros_like(step.reward)
+    return agent.get_value(agent.view(step.final_obs).critic)
 
 
 @dataclass

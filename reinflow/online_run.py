@@ -35,7 +35,7 @@ def train_online(
     spec = agent.policy.spec
     buffer = RolloutBuffer(
         config.rollout_steps * config.num_envs,
-        spec.cond_dim,
+        None if agent.trains_encoder else spec.cond_dim,
         spec.pred_horizon,
         spec.action_dim,
         agent.config.gamma,

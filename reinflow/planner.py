@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from reinflow.data.writer import TrajectoryWriter, description_path
-from reinflow.doctor import mesa_command, os_release
+from reinflow.envs.headless import mesa_command, os_release
 from reinflow.errors import UserError
 
 PLAN = "mani_skill.examples.motionplanning.panda.run"

@@ -17,8 +17,44 @@ from torch import Tensor, nn
 
 Obs = dict[str, Tensor]
 """Observation history, oldest first:
-`state` is float (n o s). Image modes add uint8 `rgb` (n o v c y x) and float `depth`.
+`state` is float (n o s). Image modes add `rgb`, uint8 (n o v y x 3), and `depth`, int16 millimetres (n o v y x 1),
+where 0 and less mean that nothing was hit. `privileged`, float (n o p), is what only a critic may see.
 """
+
+OBSERVABLE = ("state", "rgb", "depth")
+"""parts of an observation mode, in the order of its name"""
+
+
+def canonical_obs_mode(name: str) -> str:
+    """Parts of OBSERVABLE joined by +, in that order; `rgbd` is rgb+depth. ValueError for any other part."""
+    parts = {"rgb", "depth"} if name == "rgbd" else set(name.split("+"))
+    if unknown := parts - set(OBSERVABLE):
+        raise ValueError(f"an observation mode is made of {', '.join(OBSERVABLE)} joined by +, not {min(unknown)!r}")
+    return "+".join(part for part in OBSERVABLE if part in parts)
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Pictures in an observation; all cameras take them in one size."""
+
+    cameras: tuple[str, ...]
+    height: int
+    """pixels"""
+    width: int
+    """pixels"""
+    rgb: bool
+    depth: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Keys of an observation that hold pictures."""
+        return tuple(name for name in ("rgb", "depth") if getattr(self, name))
+
+    @classmethod
+    def of(cls, cameras: tuple[str, ...], pictures: dict[str, Tensor]) -> ImageSpec:
+        """From one frame's `rgb` and `depth`, (n v y x c) each."""
+        height, width = next(iter(pictures.values())).shape[-3:-1]
+        return cls(cameras, height, width, rgb="rgb" in pictures, depth="depth" in pictures)
 
 
 @dataclass(frozen=True)
@@ -36,6 +72,8 @@ class EnvSpec:
     action_high: tuple[float, ...]
     max_episode_steps: int
     """env steps after which an episode is truncated"""
+    image: ImageSpec | None = None
+    """the pictures of an observation, where it has any"""
 
     @property
     def action_dim(self) -> int:
@@ -47,7 +85,7 @@ class StepResult:
     """One env step of a batch, before any reset."""
 
     obs: dict[str, Tensor]
-    """one frame, no history: `state` is (n s)"""
+    """one frame, no history: `state` is (n s), without pictures where none were asked for"""
     reward: Float[Tensor, "n"]
     success: Bool[Tensor, "n"]
     terminated: Bool[Tensor, "n"]
@@ -64,7 +102,9 @@ class BatchedEnv(Protocol):
         """Reset all envs, or only those in `env_idx`; returns the frame of all `n` envs."""
         ...
 
-    def step(self, action: Float[Tensor, "n a"]) -> StepResult: ...
+    def step(self, action: Float[Tensor, "n a"], render: bool = True) -> StepResult:
+        """`render` tells whether anyone will look at this frame's pictures."""
+        ...
 
     def close(self) -> None: ...
 
@@ -87,7 +127,8 @@ class ChunkStep:
     obs: Obs
     """what the policy sees next; of a fresh episode where the last one ended"""
     final_obs: Obs
-    """the true last observation of the chunk; equals `obs` where the episode goes on"""
+    """the true last observation of the chunk; equals `obs` where the episode goes on. Only where `terminated`, whose
+    value is 0 anyway, its pictures may be older than its state."""
     reward: Float[Tensor, "n"]
     """sum over executed steps of gamma**i * r_i"""
     executed: Int[Tensor, "n"]

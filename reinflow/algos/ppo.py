@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nets.critic import PrivilegedValueNetwork
 from reinflow.algos.advantages import explained_variance, normalized
-from reinflow.algos.rollout import RolloutBuffer
+from reinflow.algos.rollout import RolloutBuffer, Rows
 
 if TYPE_CHECKING:
     from reinflow.agent import ReinFlowAgent
@@ -63,6 +64,8 @@ class PPOConfig:
     """the actor skips an update's remaining epochs once an epoch's mean KL, in joint nats, exceeds this; None is off"""
     critic_warmup_steps: int = 20_000
     """env steps that train the critic alone, rounded up to whole iterations"""
+    online_random_shift: int = 0
+    """pixels by which the pictures of a decision may be moved before the policy sees them; 0 is off"""
 
 
 def scaled_log_ratio(
@@ -87,6 +90,8 @@ class PPO:
         self.agent = agent
         self.config = config
         self.velocity_parameters = list(agent.actor.velocity_parameters())
+        if agent.trains_encoder:
+            self.velocity_parameters += list(agent.policy.encoder.parameters())
         self.noise_parameters = list(agent.actor.noise_parameters())
         self.critic_parameters = list(agent.critic.parameters())
         groups = [
@@ -101,6 +106,8 @@ class PPO:
     ) -> dict[str, Tensor]:
         """All epochs over `buffer`; returns metrics as tensors. With `critic_only` the actor is not even evaluated."""
         data = buffer.data
+        if isinstance(self.agent.critic, PrivilegedValueNetwork):
+            self.agent.critic.fit_once_(data["critic_obs"])
         metrics = {
             "explained_variance": explained_variance(data["value"], data["returns"]),
             "advantage_std": data["advantages"].std(),
@@ -129,16 +136,17 @@ class PPO:
         self.critic_optimizer.zero_grad()
         return metrics
 
-    def step(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    def step(self, rows: Rows) -> dict[str, Tensor]:
         """One gradient step of actor and critic on a minibatch."""
         losses = self.agent.compute_ppo_loss(
-            obs_cond=rows["obs"],
+            obs_cond=self.agent.condition(rows["obs"]),
             actions=rows["actions"],
             old_log_probs=rows["log_probs"],
             advantages=rows["advantages"],
             returns=rows["returns"],
             old_means=rows.get("means"),
             old_stds=rows.get("stds"),
+            critic_obs=rows.get("critic_obs"),
         )
         self.actor_optimizer.zero_grad()
         self.critic_optimizer.zero_grad()
@@ -157,9 +165,10 @@ class PPO:
     ) -> list[dict[str, Tensor]]:
         """The same passes for the value network alone."""
         steps = []
+        seen = "critic_obs" if "critic_obs" in buffer.data else "obs"
         for _ in range(epochs):
-            for rows in buffer.minibatches(self.config.minibatch_size, generator, names=("obs", "returns")):
-                loss = self.agent.value_loss(rows["obs"], rows["returns"])
+            for rows in buffer.minibatches(self.config.minibatch_size, generator, names=(seen, "returns")):
+                loss = self.agent.value_loss(rows[seen], rows["returns"])
                 self.critic_optimizer.zero_grad()
                 (self.config.value_coef * loss).backward()
                 norm = nn.utils.clip_grad_norm_(self.critic_parameters, self.config.max_grad_norm)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -11,19 +12,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reinflow.algos.advantages import gae
+from reinflow.types import Obs
+
+Rows = dict[str, Any]
+"""tensors by name; `obs` may be a dict of them"""
 
 
 class RolloutBuffer:
     """Decisions in time-major order; what the policy *did* is a denoising chain, its last state the action chunk.
 
     `minibatches` and `flat` give dicts of tensors: `obs`, `actions`, `log_probs`, `advantages`, `returns` and the
-    other arguments of `add`; `means` and `stds` only where they were given.
+    other arguments of `add`; `means`, `stds` and `critic_obs` only where they were given. `obs` are conditions, or
+    where the encoder trains on, the observations themselves: a dict of tensors that keep their types.
     """
 
     def __init__(
         self,
         buffer_size: int,
-        obs_dim: int,
+        obs_dim: int | None,
         pred_horizon: int,
         act_dim: int,
         gamma: float = 0.99,
@@ -31,19 +37,21 @@ class RolloutBuffer:
         num_inference_steps: int = 8,
         device: torch.device | str = "cpu",
     ):
-        """`buffer_size` is rollout_steps * num_envs; the number of envs is that of the first `add`."""
+        """`buffer_size` is rollout_steps * num_envs; the number of envs is that of the first `add`.
+
+        `obs_dim` None takes whatever form the first observations have.
+        """
         self.buffer_size = buffer_size
         self.gamma = gamma
         self.gae_lambda = gae_lambda
         self.device = torch.device(device)
-        self._moments = (num_inference_steps, pred_horizon, act_dim)
+        self._obs_dim = obs_dim
         self._shapes = {
-            "obs": (obs_dim,),
             "actions": (num_inference_steps + 1, pred_horizon, act_dim),
             **dict.fromkeys(("reward", "value", "log_probs", "executed", "final_value"), ()),
         }
         self._flags = ("done", "terminated")
-        self.data: dict[str, Tensor] = {}
+        self.data: Rows = {}
         self.count = 0
 
     @property
@@ -57,7 +65,7 @@ class RolloutBuffer:
     @torch.no_grad()
     def add(
         self,
-        obs: Float[Tensor, "n z"],
+        obs: Float[Tensor, "n z"] | Obs,
         actions: Float[Tensor, "n k1 h a"],
         reward: Float[Tensor, "n"],
         value: Float[Tensor, "n"],
@@ -69,16 +77,15 @@ class RolloutBuffer:
         final_value: Float[Tensor, "n"] | None = None,
         means: Float[Tensor, "n k h a"] | None = None,
         stds: Float[Tensor, "n k h a"] | None = None,
+        critic_obs: Float[Tensor, "n p"] | None = None,
     ) -> None:
         """Store one decision of every env.
 
         `executed` env steps count 1 when left out; a `done` decision without `terminated` is taken as terminated; one
         that was truncated needs `final_value`, V of its true last observation. `means` and `stds` are for the
-        closed-form KL: pass them always or never. Raises ValueError when full, or when `actions` is a chunk instead of
-        the chain that produced it.
+        closed-form KL, `critic_obs` for a critic that sees something else: pass them always or never. Raises ValueError
+        when full, or when `actions` is a chunk instead of the chain that produced it.
         """
-        if not self.data:
-            self._allocate(len(reward), with_moments=means is not None)
         if self.full:
             raise ValueError(f"the rollout buffer holds its {self.count} decisions per env: call reset() first")
         if actions.shape[1:] != self._shapes["actions"]:
@@ -86,23 +93,37 @@ class RolloutBuffer:
             raise ValueError(
                 f"actions must be the denoising chain (n, K+1, H, A) = (n, {expected}), got {tuple(actions.shape)}"
             )
+        if isinstance(obs, Tensor) and self._obs_dim not in (None, obs.shape[-1]):
+            raise ValueError(f"obs must be (n, {self._obs_dim}), got {tuple(obs.shape)}")
         row: dict[str, Any] = {
             "obs": obs, "actions": actions, "reward": reward, "value": value, "log_probs": log_prob, "done": done,
             "executed": 1.0 if executed is None else executed,
             "terminated": done if terminated is None else terminated,
             "final_value": 0.0 if final_value is None else final_value,
-        } | ({"means": means, "stds": stds} if "means" in self.data else {})  # fmt: skip
+        }  # fmt: skip
+        row |= {name: v for name, v in (("means", means), ("stds", stds), ("critic_obs", critic_obs)) if v is not None}
+        if not self.data:
+            self._allocate(len(reward), row)
         for name, entry in row.items():
-            self.data[name][self.count] = entry
+            if isinstance(entry, dict):
+                for part, value in entry.items():
+                    self.data[name][part][self.count] = value
+            else:
+                self.data[name][self.count] = entry
         self.count += 1
 
-    def _allocate(self, num_envs: int, with_moments: bool) -> None:
+    def _allocate(self, num_envs: int, row: dict[str, Any]) -> None:
         if self.buffer_size % num_envs:
             raise ValueError(f"buffer_size {self.buffer_size} is not a multiple of the {num_envs} envs added")
         lead = (self.buffer_size // num_envs, num_envs)
-        shapes = self._shapes | (dict.fromkeys(("means", "stds"), self._moments) if with_moments else {})
-        self.data = {name: torch.zeros(*lead, *shape, device=self.device) for name, shape in shapes.items()}
-        self.data |= {name: torch.zeros(lead, dtype=torch.bool, device=self.device) for name in self._flags}
+
+        def room(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(*lead, *shape, dtype=dtype, device=self.device)
+
+        self.data = {name: room(shape) for name, shape in self._shapes.items()}
+        self.data |= {name: room((), torch.bool) for name in self._flags}
+        for name in row.keys() - self.data.keys():
+            self.data[name] = mapped(row[name], lambda value: room(value.shape[1:], value.dtype))
 
     @torch.no_grad()
     def compute_returns_and_advantages(
@@ -128,13 +149,13 @@ class RolloutBuffer:
         )
         data["returns"] = data["advantages"] + data["value"]
 
-    def flat(self) -> dict[str, Tensor]:
+    def flat(self) -> Rows:
         """All decisions as rows (views of the storage)."""
-        return {name: tensor.flatten(0, 1) for name, tensor in self.data.items()}
+        return {name: mapped(entry, lambda tensor: tensor.flatten(0, 1)) for name, entry in self.data.items()}
 
     def minibatches(
         self, size: int, generator: torch.Generator | None = None, names: Collection[str] | None = None
-    ) -> Iterator[dict[str, Tensor]]:
+    ) -> Iterator[Rows]:
         """One shuffled pass over all rows in equal batches of at most `size`, so that no small rest gets a full step.
 
         `names` limits what is gathered.
@@ -142,4 +163,9 @@ class RolloutBuffer:
         rows = {name: tensor for name, tensor in self.flat().items() if names is None or name in names}
         order = torch.randperm(self.buffer_size, generator=generator, device=self.device)
         for index in order.tensor_split(math.ceil(self.buffer_size / size)):
-            yield {name: tensor[index] for name, tensor in rows.items()}
+            yield {name: mapped(entry, itemgetter(index)) for name, entry in rows.items()}
+
+
+def mapped(entry: Tensor | Obs, function: Callable[[Tensor], Tensor]) -> Any:
+    """`function` of a tensor, or of every tensor of an observation."""
+    return function(entry) if isinstance(entry, Tensor) else {name: function(part) for name, part in entry.items()}

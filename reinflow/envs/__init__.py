@@ -10,7 +10,7 @@ import torch
 
 from reinflow.envs.config import CompleteEnvConfig, EnvConfig
 from reinflow.errors import UserError
-from reinflow.types import ChunkEnv
+from reinflow.types import BatchedEnv, ChunkEnv, ImageSpec
 
 TORCH_ENVS = ("Toy-v0", "SyntheticChunk-v0")
 """env ids that need no simulator"""
@@ -23,13 +23,14 @@ def make_env(
     obs_horizon: int,
     gamma: float,
     device: torch.device | str = "cpu",
+    *,
+    privileged: bool = False,
 ) -> ChunkEnv:
-    """`num_envs` envs whose tensors are on `device`;
-    `gamma` discounts rewards inside a chunk. UserError says what is wrong.
+    """`num_envs` envs whose tensors are on `device`; `gamma` discounts rewards inside a chunk.
+
+    `privileged` adds the full state to the observations of a ManiSkill task. UserError says what is wrong.
     """
     complete = config.completed()
-    if complete.obs_mode != "state":
-        raise UserError(f"--obs_mode {complete.obs_mode} is not supported yet: use --obs_mode state")
     device = torch.device(device)
     chunk: dict[str, Any] = {"act_horizon": act_horizon, "obs_horizon": obs_horizon, "gamma": gamma}
     if complete.env_id in TORCH_ENVS:
@@ -38,10 +39,10 @@ def make_env(
     if backend == "physx_cuda":
         from reinflow.envs.maniskill import ManiSkillEnv
 
-        return on_device(chunked(ManiSkillEnv(complete, num_envs, backend), **chunk), device)
+        return on_device(chunked(ManiSkillEnv(complete, num_envs, backend, privileged=privileged), **chunk), device)
     from reinflow.envs.workers import WorkerChunkEnv
 
-    make = partial(cpu_env, complete, backend, chunk)
+    make = partial(cpu_env, complete, backend, chunk, privileged)
     workers = os.cpu_count() or 1 if complete.num_workers is None else complete.num_workers
     env = WorkerChunkEnv(make, num_envs, workers, act_horizon) if workers else make(num_envs, 0)
     return on_device(env, device)
@@ -52,9 +53,13 @@ def torch_env(config: CompleteEnvConfig, num_envs: int, device: torch.device):
     from reinflow.envs.toy import ToyEnv
 
     limit = {} if config.max_episode_steps is None else {"max_episode_steps": config.max_episode_steps}
+    parts = config.obs_mode.split("+")
     if config.env_id == "Toy-v0":
+        if parts != ["state"]:
+            raise UserError(f"Toy-v0 has no pictures: use --obs_mode state instead of {config.obs_mode}")
         return ToyEnv(num_envs, device, config.terminate_on_success, **limit)
-    return SyntheticEnv(num_envs, device, **limit)
+    image = None if parts == ["state"] else ImageSpec(("camera",), 128, 128, "rgb" in parts, "depth" in parts)
+    return SyntheticEnv(num_envs, device, image=image, **limit)
 
 
 def chunked(env, act_horizon: int, obs_horizon: int, gamma: float) -> ChunkEnv:
@@ -63,14 +68,17 @@ def chunked(env, act_horizon: int, obs_horizon: int, gamma: float) -> ChunkEnv:
     return ActionChunk(env, act_horizon, obs_horizon, gamma)
 
 
-def cpu_env(config: CompleteEnvConfig, backend: str, chunk: dict[str, Any], num_envs: int, worker: int) -> ChunkEnv:
+def cpu_env(
+    config: CompleteEnvConfig, backend: str, chunk: dict[str, Any], privileged: bool, num_envs: int, worker: int
+) -> ChunkEnv:
     """The env of one worker process."""
     from reinflow.envs.maniskill import ManiSkillEnv
     from reinflow.envs.workers import Sequence
 
     if backend == "physx_cpu":
-        return chunked(Sequence([ManiSkillEnv(config, 1, backend) for _ in range(num_envs)]), **chunk)
-    return chunked(ManiSkillEnv(config, num_envs, backend), **chunk)
+        singles: list[BatchedEnv] = [ManiSkillEnv(config, 1, backend, privileged=privileged) for _ in range(num_envs)]
+        return chunked(Sequence(singles), **chunk)
+    return chunked(ManiSkillEnv(config, num_envs, backend, privileged=privileged), **chunk)
 
 
 def choose_backend(config: CompleteEnvConfig) -> str:

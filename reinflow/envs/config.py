@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from reinflow.errors import UserError
-from reinflow.types import EnvSpec
+from reinflow.types import EnvSpec, canonical_obs_mode
 
 DEFAULTS = {"env_id": "PickCube-v1", "obs_mode": "state", "reward_mode": "normalized_dense"}
 CONTROL_MODES = {"Toy-v0": "toy", "SyntheticChunk-v0": "synthetic"}
@@ -22,7 +22,7 @@ class EnvConfig:
     env_id: str | None = None
     """ManiSkill task, `Toy-v0` or `SyntheticChunk-v0`; default PickCube-v1"""
     obs_mode: str | None = None
-    """observations; default `state`"""
+    """observations: `state`, `rgb`, `depth`, or several joined by +; default `state`, the task's full state"""
     control_mode: str | None = None
     """what an action means; default pd_ee_delta_pose"""
     reward_mode: str | None = None
@@ -42,7 +42,7 @@ class EnvConfig:
         """All None fields filled from `source` or the defaults. UserError where a flag contradicts `source`."""
         values: dict[str, Any] = {}
         for field in fields(EnvConfig):
-            value = getattr(self, field.name)
+            value = self.canonical(field.name)
             given = getattr(source, field.name, None)
             values[field.name] = value
             if value is None:
@@ -53,6 +53,16 @@ class EnvConfig:
                     f"leave the flag out, or train a checkpoint for {value}"
                 )
         return CompleteEnvConfig(**values)
+
+    def canonical(self, name: str) -> Any:
+        """A field's value; UserError for an observation mode that there isn't."""
+        value = getattr(self, name)
+        if name != "obs_mode" or value is None:
+            return value
+        try:
+            return canonical_obs_mode(value)
+        except ValueError as error:
+            raise UserError(f"--obs_mode {value} is unknown: {error}") from None
 
     def default(self, name: str) -> str | None:
         """What an unset field means where nothing else says it."""

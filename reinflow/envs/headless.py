@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from reinflow.errors import UserError
+
 _DRIVER_VARIABLES = ("VK_ICD_FILENAMES", "VK_DRIVER_FILES", "VK_ADD_DRIVER_FILES")
 _PROBE = "import sapien; sapien.render.RenderMaterial()"
 _PROBE_SECONDS = 60
@@ -42,6 +44,39 @@ def _vulkan_driver_installed() -> bool:
     config_dirs = os.environ.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":")
     roots = ["/etc", "/usr/local/etc", "~/.local/share", "~/.config", *config_dirs, *data_dirs]
     return any(any(Path(root).expanduser().glob("vulkan/icd.d/*.json")) for root in roots if root)
+
+
+def os_release() -> dict[str, str]:
+    """/etc/os-release as a dict, empty elsewhere than on Linux."""
+    path = Path("/etc/os-release")
+    if not path.is_file():
+        return {}
+    pairs = (line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
+    return {key: value.strip('"') for key, value in pairs}
+
+
+def mesa_command(release: dict[str, str]) -> str:
+    """The line that installs a software Vulkan driver (Mesa lavapipe, 24.3 or later for descriptor indexing)."""
+    packages = "mesa-vulkan-drivers libvulkan1"
+    if release.get("ID") == "debian" and release.get("VERSION_ID") == "12":
+        return (
+            f"sudo apt-get install -y -t bookworm-backports {packages}  (with bookworm-backports among the apt sources)"
+        )
+    family = f"{release.get('ID', '')} {release.get('ID_LIKE', '')}"
+    if "fedora" in family or "rhel" in family:
+        return "sudo dnf install -y mesa-vulkan-drivers vulkan-loader"
+    if "arch" in family:
+        return "sudo pacman -S vulkan-swrast vulkan-icd-loader"
+    return f"sudo apt-get update && sudo apt-get install -y {packages}  (Mesa 24.3 or later)"
+
+
+def refuse_without_renderer(wanted: str) -> None:
+    """UserError with the line that installs a driver where `wanted` (a flag and its value) can't be rendered."""
+    if not render_device_available():
+        raise UserError(
+            f"{wanted} needs a Vulkan driver to render with and none was found; install one: "
+            f"{mesa_command(os_release())}; or use --obs_mode state without videos"
+        )
 
 
 class StandIn:

@@ -15,6 +15,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from reinflow.envs.cameras import (
+    Shutter,
+    frame_of,
+    has_pictures,
+    hold_renderer,
+    image_spec,
+    privileged_state,
+    render_device,
+)
 from reinflow.envs.config import CompleteEnvConfig
 from reinflow.errors import UserError
 from reinflow.types import EnvSpec, StepResult
@@ -28,15 +37,20 @@ RESTARTS = 2**31
 class ManiSkillEnv:
     """Steps and resets a ManiSkill env; it neither auto-resets nor counts steps."""
 
-    def __init__(self, config: CompleteEnvConfig, num_envs: int, backend: str, seed: int = 0):
+    def __init__(
+        self, config: CompleteEnvConfig, num_envs: int, backend: str, seed: int = 0, *, privileged: bool = False
+    ):
         """`backend` is physx_cuda, physx_cpu_batched or physx_cpu (one env).
 
-        UserError for what can't be made, with the fix.
+        `privileged` adds the full state to every observation, under that name. UserError for what can't be made, with
+        the fix.
         """
         self.config = config
         self.num_envs = num_envs
         self.env = make(config, num_envs, backend)
         self.device = torch.device(self.env.device)
+        self.shutter = Shutter(self.env)
+        self.privileged = privileged
         self._randomness: list[Tensor] = []
         limit = config.max_episode_steps or task_spec(config.env_id).max_episode_steps
         if limit is None:
@@ -46,36 +60,45 @@ class ManiSkillEnv:
             raise UserError(f"{config.env_id} has several robots, which is not supported: choose a task with one")
         if num_envs > 1:
             reset_controllers_of_reset_envs_only(self.env)
-        frame = self.reset(seed=seed)["state"]
+        frame = self.reset(seed=seed)
         self.spec = EnvSpec(
             env_id=config.env_id,
             obs_mode=config.obs_mode,
             control_mode=config.control_mode,
             sim_backend=backend,
             reward_mode=config.reward_mode,
-            state_dim=frame.shape[-1],
+            state_dim=frame["state"].shape[-1],
             action_low=tuple(space.low.tolist()),
             action_high=tuple(space.high.tolist()),
             max_episode_steps=limit,
+            image=image_spec(self.env, config.env_id, frame) if has_pictures(config.obs_mode) else None,
         )
 
     def reset(self, seed: int | None = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
         """One seed determines the start states of all envs, and those of the unseeded resets that follow."""
         options = {} if env_idx is None else {"env_idx": env_idx}
+        self.shutter.open = True
         with self._own_randomness(seed):
-            frame, _ = self.env.reset(seed=seed, options=options)
-        return {"state": frame.clone()}
+            obs, info = self.env.reset(seed=seed, options=options)
+        return self._frame(obs, info)
 
-    def step(self, action: Float[Tensor, "n a"]) -> StepResult:
+    def step(self, action: Float[Tensor, "n a"], render: bool = True) -> StepResult:
+        self.shutter.open = render
         try:
-            frame, reward, _, _, info = self.env.step(action)
+            obs, reward, _, _, info = self.env.step(action)
         except NotImplementedError as error:
             raise explained(error, self.config) from error
-        nothing = torch.zeros(self.num_envs, dtype=torch.bool, device=frame.device)
+        nothing = torch.zeros(self.num_envs, dtype=torch.bool, device=reward.device)
         success = info.get("success", nothing)
         terminated = success | info.get("fail", nothing) if self.config.terminate_on_success else nothing
         # the simulator writes the next frame into the buffers behind these
-        return StepResult({"state": frame.clone()}, reward.float().clone(), success.clone(), terminated)
+        return StepResult(self._frame(obs, info), reward.float().clone(), success.clone(), terminated)
+
+    def _frame(self, obs: Any, info: dict[str, Any]) -> dict[str, Tensor]:
+        frame = frame_of(self.env, obs)
+        if self.privileged:
+            frame["privileged"] = privileged_state(self.env, info)
+        return frame
 
     def close(self) -> None:
         self.env.close()
@@ -171,13 +194,16 @@ def task_spec(env_id: str) -> Any:
 def make(config: CompleteEnvConfig, num_envs: int, backend: str) -> Any:
     """The unwrapped ManiSkill env: no time limit, no auto-reset."""
     task_spec(config.env_id)
-    if config.obs_mode != "state":
-        raise UserError(f"--obs_mode {config.obs_mode} is not supported yet: use state")
     import gymnasium
 
     from reinflow.envs import cpu_batch
-    from reinflow.envs.headless import use_stand_ins_without_renderer
+    from reinflow.envs.headless import refuse_without_renderer, use_stand_ins_without_renderer
 
+    rendered = has_pictures(config.obs_mode)
+    if rendered:
+        refuse_without_renderer(f"--obs_mode {config.obs_mode}")
+        if not torch.cuda.is_available():
+            hold_renderer(render_device(rendered))
     sim_backend = backend
     try:
         with no_questions():
@@ -192,7 +218,7 @@ def make(config: CompleteEnvConfig, num_envs: int, backend: str) -> Any:
                 control_mode=config.control_mode,
                 reward_mode=config.reward_mode,
                 sim_backend=sim_backend,
-                render_backend="none",
+                render_backend=render_device(rendered),
                 max_episode_steps=NO_LIMIT,
             )
     except (EOFError, FileNotFoundError):

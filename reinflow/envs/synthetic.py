@@ -10,11 +10,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reinflow.types import EnvSpec, StepResult
+from reinflow.types import EnvSpec, ImageSpec, StepResult
 
 
 class SyntheticEnv:
-    """A `BatchedEnv`: the state is a random walk driven by the action; each step may take a given time."""
+    """A `BatchedEnv`: the state is a random walk driven by the action; each step may take a given time.
+
+    Pictures are a fixed noise whose brightness follows the state.
+    """
 
     def __init__(
         self,
@@ -24,6 +27,7 @@ class SyntheticEnv:
         action_dim: int = 7,
         max_episode_steps: int = 48,
         step_seconds: float = 0.0,
+        image: ImageSpec | None = None,
     ):
         """`step_seconds` of sleep per step stand for a simulator that keeps no core of this process busy."""
         self.num_envs = num_envs
@@ -32,9 +36,11 @@ class SyntheticEnv:
         self.generator = torch.Generator(self.device).manual_seed(0)
         self.mix = torch.randn(action_dim, state_dim, generator=self.generator, device=self.device) / action_dim
         self.state = torch.zeros(num_envs, state_dim, device=self.device)
+        size = (len(image.cameras), image.height, image.width, 3) if image else (0, 0, 0, 3)
+        self.texture = torch.randint(0, 256, size, generator=self.generator, device=self.device, dtype=torch.uint8)
         self.spec = EnvSpec(
             env_id="SyntheticChunk-v0",
-            obs_mode="state",
+            obs_mode="+".join(image.names) if image else "state",
             control_mode="synthetic",
             sim_backend="torch",
             reward_mode="normalized_dense",
@@ -42,6 +48,7 @@ class SyntheticEnv:
             action_low=(-1.0,) * action_dim,
             action_high=(1.0,) * action_dim,
             max_episode_steps=max_episode_steps,
+            image=image,
         )
 
     def reset(self, seed: int | None = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
@@ -52,14 +59,23 @@ class SyntheticEnv:
             self.state = fresh
         else:
             self.state = self.state.index_copy(0, env_idx, fresh[: len(env_idx)])
-        return {"state": self.state}
+        return self._frame(render=True)
 
-    def step(self, action: Float[Tensor, "n a"]) -> StepResult:
+    def step(self, action: Float[Tensor, "n a"], render: bool = True) -> StepResult:
         if self.step_seconds:
             time.sleep(self.step_seconds)
         self.state = torch.addmm(0.9 * self.state, action, self.mix)
         reward = (-self.state.square().mean(1)).exp()
-        return StepResult({"state": self.state}, reward, reward > 0.9, torch.zeros_like(reward, dtype=torch.bool))
+        return StepResult(self._frame(render), reward, reward > 0.9, torch.zeros_like(reward, dtype=torch.bool))
+
+    def _frame(self, render: bool) -> dict[str, Tensor]:
+        frame = {"state": self.state}
+        if self.spec.image is None or not render:
+            return frame
+        brightness = (255 * self.state[:, 0].sigmoid()).to(torch.uint8)
+        rgb = self.texture // 2 + (brightness // 2).view(-1, 1, 1, 1, 1)
+        made = {"rgb": rgb, "depth": rgb[..., :1].to(torch.int16) * 8}
+        return frame | {name: made[name] for name in self.spec.image.names}
 
     def close(self) -> None:
         pass

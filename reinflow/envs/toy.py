@@ -67,7 +67,7 @@ class ToyEnv:
         self.position[where], self.goal[where] = start, goal
         return self._obs()
 
-    def step(self, action: Float[Tensor, "n 2"]) -> StepResult:
+    def step(self, action: Float[Tensor, "n 2"], render: bool = True) -> StepResult:
         before = self.position
         after = (before + STEP * action.clamp(-1, 1)).clamp(-1, 1)
         blocked = (before[:, 0] * after[:, 0] <= 0) & (after[:, 1].abs() < WALL)

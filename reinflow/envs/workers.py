@@ -227,21 +227,24 @@ class Sequence:
         """Env i draws its start state from `seed + SINGLE_STRIDE * i`."""
         for index in range(self.num_envs) if env_idx is None else env_idx.tolist():
             self._frames[index] = self.envs[index].reset(seed=None if seed is None else seed + SINGLE_STRIDE * index)
-        return self._stacked()
+        return stacked(self._frames)
 
-    def step(self, action: Float[Tensor, "n a"]) -> StepResult:
-        steps = [env.step(action[index : index + 1]) for index, env in enumerate(self.envs)]
-        self._frames = [step.obs for step in steps]
+    def step(self, action: Float[Tensor, "n a"], render: bool = True) -> StepResult:
+        steps = [env.step(action[index : index + 1], render) for index, env in enumerate(self.envs)]
+        # a partial reset returns a whole frame of everyone: pictures that were not rendered stay the last ones
+        self._frames = [{**old, **step.obs} for old, step in zip(self._frames, steps, strict=True)]
         return StepResult(
-            self._stacked(), *(torch.cat([getattr(s, n) for s in steps]) for n in ("reward", "success", "terminated"))
+            stacked([step.obs for step in steps]),
+            *(torch.cat([getattr(s, n) for s in steps]) for n in ("reward", "success", "terminated")),
         )
 
     def close(self) -> None:
         for env in self.envs:
             env.close()
 
-    def _stacked(self) -> dict[str, Tensor]:
-        return {name: torch.cat([frame[name] for frame in self._frames]) for name in self._frames[0]}
+
+def stacked(frames: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([frame[name] for frame in frames]) for name in frames[0]}
 
 
 __all__ = ["Sequence", "WorkerChunkEnv", "WorkerError"]

@@ -1,7 +1,8 @@
 """One decision is up to `act_horizon` env steps: the chunk executor and the observation history over any `BatchedEnv`.
 
 Envs of a batch are independent: one that ends in the middle of a chunk is no longer counted while the others finish
-theirs. Nothing here loops over envs, or waits for a GPU inside a chunk.
+theirs. Nothing here loops over envs, or waits for a GPU inside a chunk. Pictures are rendered only of the frames that
+end up in a history: with 8 steps a chunk and a history of 2, that is 2 of 8.
 """
 
 from __future__ import annotations
@@ -73,12 +74,12 @@ class ActionChunk:
         reward = torch.zeros(self.num_envs, device=self.device)
         executed = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
         terminated, truncated = ~self.everywhere, ~self.everywhere
-        stats = self.stats
+        stats, seen = self.stats, self._frames_seen()
         for index in range(self.act_horizon):
             # on a GPU this test would wait for the simulator; there the dead steps are the cheaper choice
             if self.device.type == "cpu" and not alive.any():
                 break
-            step = self.env.step(actions[:, index])
+            step = self.env.step(actions[:, index], render=index in seen)
             counted = torch.where(alive, step.reward, 0.0)
             reward = reward + self.gamma**index * counted
             executed = executed + alive
@@ -98,6 +99,14 @@ class ActionChunk:
 
     def close(self) -> None:
         self.env.close()
+
+    def _frames_seen(self) -> set[int]:
+        """Steps of the coming chunk whose pictures reach a history: the last ones before its end, or an episode's."""
+        if self.spec.image is None:
+            return set()
+        executes = (self.spec.max_episode_steps - self.stats.length).clamp(max=self.act_horizon)
+        ends = executes.unique().tolist()
+        return {end - back for end in ends for back in range(1, self.obs_horizon + 1)}
 
     def _checked(self, actions: Tensor) -> Tensor:
         shape = (self.num_envs, self.act_horizon, self.spec.action_dim)

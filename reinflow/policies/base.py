@@ -19,7 +19,7 @@ class Policy(nn.Module):
         super().__init__()
         self.spec = spec
         self.net = net
-        self.encoder = ObsEncoder(spec.state_dim, spec.obs_horizon)
+        self.encoder = ObsEncoder(spec)
         self.action_normalizer = MinMaxNormalizer(spec.action_dim)
 
     def fit_normalizers_(self, states: Float[Tensor, "m s"], actions: Float[Tensor, "m a"]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from reinflow.errors import UserError
-from reinflow.types import EnvSpec
+from reinflow.types import EnvSpec, ImageSpec
 
 
 def executed_slice(obs_horizon: int, act_horizon: int) -> slice:
@@ -38,12 +38,22 @@ class PolicyConfig:
     """width of the MLP"""
     mlp_depth: int = 3
     """residual layers of the MLP"""
+    visual_encoder: Literal["plain_conv", "resnet18"] = "plain_conv"
+    """network over the pictures of an image observation; resnet18 has GroupNorm and 20 times the cost"""
+    visual_feature_dim: int = 256
+    """numbers that it makes of the pictures of one frame"""
+    max_depth: float = 2.0
+    """metres at which depth pictures saturate"""
 
     def for_env(self, env: EnvSpec, num_inference_steps: int) -> PolicySpec:
         """The complete spec for a task."""
         own = {field.name: getattr(self, field.name) for field in fields(PolicyConfig)}
         return PolicySpec(
-            **own, state_dim=env.state_dim, action_dim=env.action_dim, num_inference_steps=num_inference_steps
+            **own,
+            state_dim=env.state_dim,
+            action_dim=env.action_dim,
+            image=env.image,
+            num_inference_steps=num_inference_steps,
         )
 
 
@@ -57,6 +67,8 @@ class PolicySpec(PolicyConfig):
     """numbers in one action"""
     num_inference_steps: int = 8
     """denoising steps K used unless a caller asks for others"""
+    image: ImageSpec | None = None
+    """the pictures that it sees beside the state"""
 
     def __post_init__(self) -> None:
         needed = self.obs_horizon - 1 + self.act_horizon
@@ -78,10 +90,12 @@ class PolicySpec(PolicyConfig):
             raise UserError(
                 f"--diffusion_step_embed_dim {self.diffusion_step_embed_dim} must be an even number of at least 4"
             )
+        if self.max_depth <= 0 or self.visual_feature_dim < 1:
+            raise UserError("--max_depth and --visual_feature_dim must be positive")
 
     @property
     def cond_dim(self) -> int:
-        return self.obs_horizon * self.state_dim
+        return self.obs_horizon * (self.state_dim + (self.visual_feature_dim if self.image else 0))
 
     @property
     def executed(self) -> slice:
@@ -102,4 +116,7 @@ class PolicySpec(PolicyConfig):
             raise UserError(f"the checkpoint's policy lacks {', '.join(sorted(missing))}: train it again")
         if unknown := set(data) - names:
             raise UserError(f"the checkpoint's policy has unknown {', '.join(sorted(unknown))}: use its own version")
-        return cls(**data | {"unet_dims": tuple(data["unet_dims"])})
+        image = data["image"]
+        if image is not None:
+            image = ImageSpec(**image | {"cameras": tuple(image["cameras"])})
+        return cls(**data | {"unet_dims": tuple(data["unet_dims"]), "image": image})

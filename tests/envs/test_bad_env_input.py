@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 from io import StringIO
+from types import SimpleNamespace as Namespace
 from typing import Any
 
 import pytest
 import torch
 
-from reinflow.envs import EnvConfig, make_env
+from reinflow.envs import EnvConfig, headless, make_env
+from reinflow.envs.cameras import image_spec
 from reinflow.envs.headless import render_device_available
 from reinflow.errors import UserError
 
@@ -47,9 +49,26 @@ def test_an_unknown_reward_mode_lists_those_of_the_task():
     assert "it has no reward at all" in refused(env_id="Empty-v1")
 
 
-@pytest.mark.parametrize("env_id", ["PickCube-v1", "Toy-v0"])
-def test_observations_that_are_not_supported_yet_name_those_that_are(env_id: str):
-    assert "--obs_mode rgb is not supported yet: use --obs_mode state" in refused(env_id=env_id, obs_mode="rgb")
+def test_an_unknown_observation_mode_names_its_parts():
+    assert "made of state, rgb, depth joined by +, not 'pointcloud'" in refused(obs_mode="pointcloud")
+    assert "Toy-v0 has no pictures: use --obs_mode state" in refused(env_id="Toy-v0", obs_mode="rgb")
+
+
+def test_pictures_without_a_renderer_name_the_driver_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(headless, "render_device_available", lambda: False)
+    sentence = refused(obs_mode="rgb")
+    assert "--obs_mode rgb needs a Vulkan driver" in sentence
+    assert "mesa-vulkan-drivers" in sentence or "vulkan" in sentence.split("install one:")[1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [({}, "Some-v1 has no camera: use --obs_mode state"), ({"a": (8, 8), "b": (8, 9)}, r"a 8x8, b 8x9")],
+)
+def test_cameras_that_are_missing_or_of_several_sizes_are_refused(sizes: dict[str, tuple[int, int]], sentence: str):
+    sensors = {name: Namespace(config=Namespace(height=h, width=w)) for name, (h, w) in sizes.items()}
+    with pytest.raises(UserError, match=sentence):
+        image_spec(Namespace(scene=Namespace(sensors=sensors)), "Some-v1", {})
 
 
 def test_missing_assets_name_the_download_and_ask_nothing(monkeypatch: pytest.MonkeyPatch):

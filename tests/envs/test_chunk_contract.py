@@ -265,7 +265,7 @@ class Scripted:
             self.frame[env_idx, 2] = 0
         return {"state": self.frame}
 
-    def step(self, action: Tensor) -> StepResult:
+    def step(self, action: Tensor, render: bool = True) -> StepResult:
         self.actions.append(action[:, 0].clone())
         self.frame[:, 2] += 1
         step = self.frame[:, 2].long()
@@ -339,7 +339,7 @@ def test_statistics_start_again_with_the_next_episode():
 
 def test_success_once_stays_and_success_at_end_is_that_of_the_last_step():
     class Flicker(Scripted):
-        def step(self, action: Tensor) -> StepResult:
+        def step(self, action: Tensor, render: bool = True) -> StepResult:
             result = super().step(action)
             result.success = self.frame[:, 2] == 2  # only at the second step
             return result
@@ -402,7 +402,7 @@ class Failing(ToyEnv):
         self.countdown = 4 if worker == 1 else 10**6
         self.error = error
 
-    def step(self, action: Tensor) -> StepResult:
+    def step(self, action: Tensor, render: bool = True) -> StepResult:
         self.countdown -= 1
         if self.countdown == 0:
             raise self.error("the gripper melted")

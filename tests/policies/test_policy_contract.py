@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from reinflow.errors import UserError
-from reinflow.policies import FAMILIES, NETS, Policy, build_policy, make_stochastic
+from reinflow.policies import FAMILIES, NETS, Policy, PolicySpec, build_policy, make_stochastic
 from reinflow.policies.encoder import ObsEncoder
 from reinflow.types import Regressable, Samplable, Stochastic
 
@@ -122,7 +122,7 @@ def test_values_outside_the_demonstrated_range_are_limited_only_on_the_way_out(m
 
 
 def test_the_encoder_normalises_and_flattens_oldest_first():
-    encoder = ObsEncoder(state_dim=2, obs_horizon=2)
+    encoder = ObsEncoder(PolicySpec(net="mlp", state_dim=2, obs_horizon=2))
     encoder.state_normalizer.fit_(torch.tensor([[0.0, 10.0], [2.0, 30.0]]))  # means 1, 20; stds 1, 10
     state = torch.tensor([[[3.0, 20.0], [1.0, 40.0]]])  # older frame, newer frame
     # (3-1)/1, (20-20)/10, (1-1)/1, (40-20)/10
