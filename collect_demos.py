@@ -2,26 +2,33 @@
 
     python collect_demos.py --env_id PickCube-v1 --num_demos 100
 
-Writes `demos/<env_id>/trajectory.state.pd_ee_delta_pose.h5` and the .json beside it, which Stages 1 and 2 find by
-themselves.
+    python collect_demos.py --obs_mode rgb --render_from demos/PickCube-v1/trajectory.state.pd_ee_delta_pose.h5
+
+Writes `demos/<env_id>/trajectory.<obs_mode>.<control_mode>.h5` and the .json beside it, which Stages 1 and 2 find by
+themselves. Pictures are taken afterwards, of the recorded states of the episodes that are kept.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from reinflow.cli import run_script
 from reinflow.data.config import demo_file_name
-from reinflow.envs.config import EnvConfig
+from reinflow.envs.config import CompleteEnvConfig, EnvConfig
 from reinflow.errors import UserError
 
+if TYPE_CHECKING:
+    from reinflow.data.writer import TrajectoryWriter
+
 MAX_ENVS = 64
+CAMERA_ENVS = 16
+"""scenes that are photographed at once"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,10 @@ class Config:
     """episodes to keep"""
     source: Literal["scripted", "motionplanning"] = "scripted"
     """scripted: closed-loop expert, short episodes; motionplanning: ManiSkill's planner, replayed in control_mode"""
+    obs_mode: str = "state"
+    """observations: `state`, `rgb`, `depth`, or several joined by +"""
+    render_from: str | None = None
+    """demonstrations with state observations to see again in obs_mode, instead of collecting new ones"""
     control_mode: str = "pd_ee_delta_pose"
     """what an action means; scripted experts only act in pd_ee_delta_pose, Toy-v0 has its own"""
     seed: int = 0
@@ -51,7 +62,7 @@ class Config:
     sim_backend: Literal["auto", "physx_cuda", "physx_cpu_batched", "physx_cpu"] = "auto"
     """simulator; evaluate on the same kind as you collect on"""
     output: str | None = None
-    """the .h5 file to write; None takes <record_dir>/<env_id>/trajectory.state.<control_mode>.h5"""
+    """the .h5 file to write; None takes <record_dir>/<env_id>/trajectory.<obs_mode>.<control_mode>.h5"""
     record_dir: str = "demos"
     """folder of all demonstrations"""
     overwrite: bool = False
@@ -61,17 +72,20 @@ class Config:
 
     @property
     def path(self) -> Path:
-        default = Path(self.record_dir) / self.env_id / demo_file_name("state", self.control_mode)
+        default = Path(self.record_dir) / self.env_id / demo_file_name(self.obs_mode, self.control_mode)
         return Path(self.output) if self.output else default
 
 
 def main(config: Config) -> None:
     from reinflow.data.writer import refuse_existing
 
+    config = replace(config, obs_mode=env_config(config).obs_mode)
     check(config)
     if config.num_attempts is None:
         refuse_existing(config.path, config.overwrite)
-    if config.source == "motionplanning":
+    if config.render_from:
+        render_again(config, Path(config.render_from))
+    elif config.source == "motionplanning":
         collect_planned(config)
     else:
         collect_scripted(config)
@@ -87,13 +101,26 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and value < bound:
             raise UserError(f"--{name} {value} is too small: pass at least {bound}")
-    if config.source == "scripted" and config.control_mode != CONTROL_MODE:
+    if config.obs_mode != "state":
+        from reinflow.envs.headless import refuse_without_renderer
+
+        refuse_without_renderer(f"--obs_mode {config.obs_mode}")
+    if config.render_from and config.obs_mode == "state":
+        raise UserError("--render_from takes pictures of recorded states: pass --obs_mode rgb, depth or rgb+depth")
+    if config.source == "scripted" and not config.render_from and config.control_mode != CONTROL_MODE:
         raise UserError(
             f"scripted experts act in {CONTROL_MODE}, not {config.control_mode}: "
             f"leave --control_mode out or use --source motionplanning"
         )
     if config.source == "motionplanning" and (config.seed or config.action_noise or config.num_attempts):
         raise UserError("--source motionplanning takes neither --seed, --action_noise nor --num_attempts")
+
+
+def env_config(config: Config, obs_mode: str | None = None) -> CompleteEnvConfig:
+    """The task of the flags; scripted experts act in it with state observations whatever is recorded."""
+    mode = config.obs_mode if obs_mode is None else obs_mode
+    settings = {"sim_backend": config.sim_backend, "control_mode": config.control_mode}
+    return EnvConfig(config.env_id, mode, **settings).completed()  # type: ignore[arg-type]
 
 
 def collect_scripted(config: Config) -> None:
@@ -104,7 +131,7 @@ def collect_scripted(config: Config) -> None:
 
     limit = config.max_episode_steps or task_spec(config.env_id).max_episode_steps
     make_expert(config.env_id, num_envs=1)
-    settings = EnvConfig(config.env_id, sim_backend=config.sim_backend, control_mode=config.control_mode).completed()
+    settings = env_config(config, obs_mode="state")
     backend = choose_backend(settings)
     num_envs = config.num_envs or min(MAX_ENVS, config.num_attempts or config.num_demos)
     started = time.perf_counter()
@@ -144,16 +171,59 @@ def collect_planned(config: Config) -> None:
     print(f"wrote {config.num_demos} demonstrations to {config.path}")
 
 
-def new_writer(config: Config, info: dict[str, Any], source: dict[str, str]) -> Any:
+def render_again(config: Config, source: Path) -> None:
+    """Copy recorded episodes with pictures of their states; UserError where they hold no full states."""
+    import h5py
+
+    from reinflow.data.demos import load_demos, read_description
+    from reinflow.planner import as_arrays
+
+    about = read_description(source)
+    settings = about["env_info"]["env_kwargs"]
+    config = replace(config, env_id=about["env_info"]["env_id"], control_mode=settings.get("control_mode"))
+    load_demos(source)  # names whatever is wrong with the file, or that it is not one of state observations
+    episodes = about["episodes"]
+    info = about["env_info"] | {"env_kwargs": settings | {"obs_mode": config.obs_mode}}
+    origin = {name: about[name] for name in ("source_type", "source_desc") if name in about}
+    with new_writer(config, info, origin) as writer, h5py.File(source, "r") as file:
+        for episode in progress(iter(episodes)):
+            data = as_arrays(file[f"traj_{episode['episode_id']}"])
+            writer.add(data, episode.get("episode_seed", 0), config.control_mode)
+    print(f"wrote {len(episodes)} demonstrations to {config.path}")
+
+
+@contextmanager
+def new_writer(config: Config, info: dict[str, Any], source: dict[str, str]) -> Iterator[TrajectoryWriter]:
+    """Where episodes go; in an image mode each of them is seen again on the way."""
     from reinflow.data.writer import TrajectoryWriter
 
-    return TrajectoryWriter(config.path, info, source, config.overwrite)
+    with ExitStack() as stack:
+        see = None
+        if config.obs_mode != "state":
+            see = stack.enter_context(camera(config))
+        yield stack.enter_context(TrajectoryWriter(config.path, info, source, config.overwrite, see))
+
+
+@contextmanager
+def camera(config: Config) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
+    """A function that gives an episode with states the observations of the flags' mode."""
+    from reinflow.envs import choose_backend
+    from reinflow.envs.maniskill import make
+    from reinflow.envs.rerender import Projector
+
+    settings = env_config(config)
+    backend = choose_backend(settings)
+    with closing(make(settings, 1 if backend == "physx_cpu" else CAMERA_ENVS, backend)) as env:
+        projector = Projector(env)
+        import torch
+
+        yield lambda data: {**data, "obs": projector.observations(data["env_states"], torch.as_tensor(data["obs"]))}
 
 
 def env_info(config: Config, backend: str, limit: int) -> dict[str, Any]:
     """How a single stock env replays these episodes; the batched CPU backend equals `physx_cpu`."""
     kwargs = {
-        "obs_mode": "state",
+        "obs_mode": config.obs_mode,
         "control_mode": config.control_mode,
         "reward_mode": "normalized_dense",
         "sim_backend": backend,

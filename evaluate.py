@@ -50,6 +50,7 @@ def main(config: Config) -> None:
         gamma=1.0,
         device=device,
     )
+    spec.check_fits(env.spec)
     rows = []
     print(f"{'K':>3} {'success_once':>12} {'at_end':>7} {'return':>8} {'length':>7} {'calls/s':>8}  {env.spec.env_id}")
     try:

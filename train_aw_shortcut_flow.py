@@ -66,9 +66,17 @@ def main(config: Config) -> None:
         gamma = config.critics.gamma
         env = make_env(env_config, num_envs=config.evaluation.envs, gamma=gamma, device=run.device, **horizons)
         with closing(env):
-            demos.check_dims(env.spec.state_dim, env.spec.action_dim)
+            demos.check_fit(env.spec)
             spec = checkpoint.policy_spec if checkpoint else config.policy.for_env(env.spec, config.num_inference_steps)
-            dataset = ChunkDataset(demos, pred_horizon=spec.pred_horizon, gamma=gamma, device=run.device, **horizons)
+            spec.check_fits(env.spec)
+            dataset = ChunkDataset(
+                demos,
+                pred_horizon=spec.pred_horizon,
+                gamma=gamma,
+                device=run.device,
+                max_picture_gb=config.demos.max_picture_gb,
+                **horizons,
+            )
             options = {"config": config.shortcut} if spec.family == "shortcut" else {}
             policy = build_policy(spec, **options).to(run.device)
             if checkpoint:

@@ -75,6 +75,7 @@ def main(config: Config) -> None:
                 closing(make_env(env_config, config.online.num_envs, privileged=privileged, **settings))
             )
             eval_env = envs.enter_context(closing(make_env(env_config, config.evaluation.envs, **settings)))
+            policy.spec.check_fits(env.spec)
             agent = ReinFlowAgent.from_policy(
                 policy,
                 config.ppo,

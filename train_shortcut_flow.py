@@ -55,9 +55,16 @@ def main(config: Config) -> None:
         horizons = {"act_horizon": config.policy.act_horizon, "obs_horizon": config.policy.obs_horizon}
         env = make_env(env_config, num_envs=config.evaluation.envs, gamma=1.0, device=run.device, **horizons)
         with closing(env):
-            demos.check_dims(env.spec.state_dim, env.spec.action_dim)
+            demos.check_fit(env.spec)
             spec = config.policy.for_env(env.spec, config.num_inference_steps)
-            dataset = ChunkDataset(demos, pred_horizon=spec.pred_horizon, gamma=1.0, device=run.device, **horizons)
+            dataset = ChunkDataset(
+                demos,
+                pred_horizon=spec.pred_horizon,
+                gamma=1.0,
+                device=run.device,
+                max_picture_gb=config.demos.max_picture_gb,
+                **horizons,
+            )
             options = {"config": config.shortcut} if spec.family == "shortcut" else {}
             policy = build_policy(spec, **options).to(run.device)
             policy.fit_normalizers_(*dataset.statistics())

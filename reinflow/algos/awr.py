@@ -54,7 +54,7 @@ class AdvantageWeightedRegression(BehaviorCloning):
 
     def update(self, batch: Any) -> dict[str, Tensor]:
         """One step of the critics and one of the policy on a batch of transitions."""
-        rows, cond = regression_loss(self.policy, self.ema.module, batch.obs, batch.chunk)
+        rows, cond = regression_loss(self.policy, self.ema.module, self.augmented(batch.obs), batch.chunk)
         cond = cond.detach()
         action = self.executed(self.policy.normalize_chunk(batch.chunk))
         with torch.no_grad():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
+from nets.vision import random_shift
 from reinflow.errors import UserError
 from reinflow.policies.base import Policy
 from reinflow.policies.ema import EMA
@@ -31,6 +32,8 @@ class BCConfig:
     """decay of the moving average of the weights"""
     use_ema_teacher: bool = True
     """shortcut bootstrap targets come from the moving average instead of the weights themselves"""
+    random_shift: int = 4
+    """pixels by which the pictures of a row are moved at random; 0 is off"""
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> LRScheduler:
@@ -65,8 +68,15 @@ class BehaviorCloning:
     def update(self, batch: Any) -> dict[str, Tensor]:
         """One gradient step on a batch with `obs` and `chunk`, in env units."""
         teacher = self.ema.module if self.config.use_ema_teacher else None
-        rows, _ = regression_loss(self.policy, teacher, batch.obs, batch.chunk)
+        rows, _ = regression_loss(self.policy, teacher, self.augmented(batch.obs), batch.chunk)
         return self.descend(rows.mean())
+
+    def augmented(self, obs: Obs) -> Obs:
+        """The observations with their pictures moved, where they have any."""
+        image = self.policy.spec.image
+        if image is None or not self.config.random_shift:
+            return obs
+        return obs | random_shift({name: obs[name] for name in image.names}, self.config.random_shift)
 
     def descend(self, loss: Tensor) -> dict[str, Tensor]:
         """Backward, clip, step, average."""

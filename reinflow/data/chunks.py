@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reinflow.data.demos import Demos
+from reinflow.data.pictures import open_store
 from reinflow.types import Obs
 
 
@@ -58,12 +59,15 @@ class ChunkDataset:
         act_horizon: int,
         gamma: float,
         device: torch.device | str = "cpu",
+        max_picture_gb: float = 4.0,
     ):
         self.device = torch.device(device)
         self.gamma = gamma
         self.horizons = (obs_horizon, pred_horizon, act_horizon)
         lengths = [len(trajectory) for trajectory in demos.trajectories]
         self.obs = torch.cat([trajectory.obs for trajectory in demos.trajectories]).to(self.device)
+        pictures = [trajectory.pictures for trajectory in demos.trajectories if trajectory.pictures is not None]
+        self.pictures = open_store(pictures, max_picture_gb, self.device) if pictures else None
         padded = [pad_actions(t.actions, obs_horizon - 1, pred_horizon, demos.control_mode) for t in demos.trajectories]
         self.actions = torch.cat(padded).to(self.device)
         self.recorded_actions = torch.cat([trajectory.actions for trajectory in demos.trajectories]).to(self.device)
@@ -91,7 +95,7 @@ class ChunkDataset:
 
     def window(self, index: Int[Tensor, "b"]) -> Batch:
         """The windows at these places."""
-        return Batch({"state": self.obs[self.obs_rows[index]]}, self.actions[self.action_rows[index]])
+        return Batch(self._history(self.obs_rows[index]), self.actions[self.action_rows[index]])
 
     def transition(self, index: Int[Tensor, "b"]) -> TransitionBatch:
         """The windows and what followed."""
@@ -101,10 +105,13 @@ class ChunkDataset:
             chunk=window.chunk,
             reward=self.reward[index],
             discount=self.discount[index],
-            next_obs={"state": self.obs[self.next_obs_rows[index]]},
+            next_obs=self._history(self.next_obs_rows[index]),
             terminated=self.terminated[index],
             truncated=self.truncated[index],
         )
+
+    def _history(self, rows: Int[Tensor, "b o"]) -> Obs:
+        return {"state": self.obs[rows], **(self.pictures.gather(rows) if self.pictures else {})}
 
     def _draw(self, batch: int, generator: torch.Generator | None) -> Int[Tensor, "b"]:
         return torch.randint(len(self), (batch,), generator=generator, device=self.device)

@@ -16,6 +16,8 @@ class DemoConfig:
     """use only the first ones; None uses all"""
     reward_source: Literal["recorded", "sparse_success"] = "recorded"
     """Stage 2: rewards in the file, or 1 on every step that succeeds"""
+    max_picture_gb: float = 4.0
+    """GB of pictures that are held in memory; those of a larger set are read from the file as they are needed"""
 
 
 def demo_file_name(obs_mode: str, control_mode: str) -> str:

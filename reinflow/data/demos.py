@@ -13,7 +13,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reinflow.data.config import DemoConfig, demo_file_name
+from reinflow.data.pictures import PictureFile, find_pictures
 from reinflow.errors import UserError
+from reinflow.types import EnvSpec, ImageSpec, canonical_obs_mode
 
 LENGTH_PERCENTILE = 95
 UNIT_MODES = ("pd_ee_delta_pose", "pd_ee_delta_pos", "pd_joint_delta_pos")
@@ -26,11 +28,14 @@ class Trajectory:
     """One episode; `obs` has a row more than there are actions."""
 
     obs: Float[Tensor, "t1 s"]
+    """states"""
     actions: Float[Tensor, "t a"]
     success: Bool[Tensor, "t"]
     terminated: Bool[Tensor, "t"]
     truncated: Bool[Tensor, "t"]
     rewards: Float[Tensor, "t"] | None = None
+    pictures: PictureFile | None = None
+    """where those of every frame lie"""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -52,6 +57,7 @@ class Trajectory:
             terminated=self.terminated[:end],
             truncated=self.truncated[:end],
             rewards=None if self.rewards is None else self.rewards[:end],
+            pictures=None if self.pictures is None else replace(self.pictures, frames=end + 1),
         )
 
 
@@ -78,18 +84,23 @@ class Demos:
             f"{max_episode_steps}: pass --max_episode_steps {round(longest * 1.2)} in every stage"
         )
 
-    def check_dims(self, state_dim: int, action_dim: int) -> None:
-        """UserError where the task's observations or actions have other dimensions than the recorded ones."""
+    def check_fit(self, env: EnvSpec) -> None:
+        """UserError where the task's observations or actions differ from the recorded ones in size or cameras."""
         first = self.trajectories[0]
+        fix = f"collect them again with {collect_command(self.env_id, env.obs_mode)}"
         for name, wanted, found in (
-            ("state", state_dim, first.obs.shape[1]),
-            ("action", action_dim, first.actions.shape[1]),
+            ("state", env.state_dim, first.obs.shape[1]),
+            ("action", env.action_dim, first.actions.shape[1]),
         ):
             if wanted != found:
                 raise UserError(
-                    f"the demonstrations have {found} {name} dimensions but {self.env_id} has {wanted}: "
-                    f"collect them again with {collect_command(self.env_id)}"
+                    f"the demonstrations have {found} {name} dimensions but {self.env_id} has {wanted}: {fix}"
                 )
+        recorded = first.pictures.spec if first.pictures else None
+        if recorded != env.image:
+            raise UserError(
+                f"the demonstrations show {described(recorded)} but {self.env_id} shows {described(env.image)}: {fix}"
+            )
 
 
 def default_demo_path(env_id: str, obs_mode: str = "state", control_mode: str = "pd_ee_delta_pose") -> Path:
@@ -97,8 +108,16 @@ def default_demo_path(env_id: str, obs_mode: str = "state", control_mode: str = 
     return Path("demos") / env_id / demo_file_name(obs_mode, control_mode)
 
 
-def collect_command(env_id: str) -> str:
-    return f"python collect_demos.py --env_id {env_id}"
+def collect_command(env_id: str, obs_mode: str = "state") -> str:
+    mode = "" if obs_mode == "state" else f" --obs_mode {obs_mode}"
+    return f"python collect_demos.py --env_id {env_id}{mode}"
+
+
+def described(image: ImageSpec | None) -> str:
+    """Pictures in words."""
+    if image is None:
+        return "no pictures"
+    return f"{'+'.join(image.names)} of {image.height}x{image.width} from {', '.join(image.cameras)}"
 
 
 def open_demos(config: DemoConfig, env: Any, need_rewards: bool = False) -> Demos:
@@ -137,26 +156,39 @@ def load_demos(
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"there are no demonstrations at {path}: collect some with {collect_command(env_id or 'PickCube-v1')}"
+            f"there are no demonstrations at {path}: collect some with "
+            f"{collect_command(env_id or 'PickCube-v1', obs_mode)}"
         )
     info = read_description(path)
     settings = info["env_info"]["env_kwargs"]
     checks = {
         "env_id": (env_id, info["env_info"]["env_id"]),
         "control_mode": (control_mode, settings.get("control_mode")),
-        "obs_mode": (obs_mode, settings.get("obs_mode")),
+        "obs_mode": (obs_mode, recorded_mode(settings)),
     }
     for name, (wanted, found) in checks.items():
         if wanted is not None and wanted != found:
-            raise UserError(
-                f"{path} was recorded with {name} {found}, not {wanted}: pass --{name} {found} or collect other demos"
-            )
+            fix = f"pass --{name} {found} or collect other demos"
+            if name == "obs_mode":
+                fix += f", or see them again with collect_demos.py --render_from {path} --obs_mode {wanted}"
+            raise UserError(f"{path} was recorded with {name} {found}, not {wanted}: {fix}")
     return Demos(
-        trajectories=read_trajectories(path, num_demos, need_rewards, settings.get("control_mode")),
+        trajectories=read_trajectories(
+            path, num_demos, need_rewards, settings.get("control_mode"), pictures=obs_mode != "state"
+        ),
         env_id=info["env_info"]["env_id"],
         control_mode=settings.get("control_mode"),
         max_episode_steps=info["env_info"].get("max_episode_steps"),
     )
+
+
+def recorded_mode(settings: dict[str, Any]) -> str | None:
+    """The observation mode of a recording in the project's spelling, where it has one."""
+    mode = settings.get("obs_mode")
+    try:
+        return None if mode is None else canonical_obs_mode(mode)
+    except (ValueError, AttributeError):
+        return str(mode)
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -174,7 +206,9 @@ def read_description(path: Path) -> dict[str, Any]:
     return info
 
 
-def read_trajectories(path: Path, num_demos: int | None, need_rewards: bool, control_mode: str) -> list[Trajectory]:
+def read_trajectories(
+    path: Path, num_demos: int | None, need_rewards: bool, control_mode: str, pictures: bool
+) -> list[Trajectory]:
     """The first `num_demos` trajectories, in the order of their numbers."""
     import h5py
 
@@ -187,9 +221,13 @@ def read_trajectories(path: Path, num_demos: int | None, need_rewards: bool, con
                 raise UserError(
                     f"{path} holds {len(names)} trajectories, not the {num_demos} of --num_demos: collect more"
                 )
-            trajectories = [
-                read_trajectory(file[name], f"{path}, {name}", need_rewards, control_mode) for name in names[:num_demos]
-            ]
+            trajectories = []
+            for name in names[:num_demos]:
+                where = f"{path}, {name}"
+                trajectory = read_trajectory(file[name], where, need_rewards, control_mode)
+                if pictures:
+                    trajectory.pictures = find_pictures(path, file[name], where, len(trajectory.obs))
+                trajectories.append(trajectory)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"{path} is cut short or not an HDF5 file ({error}): copy it again or collect it again"
@@ -198,6 +236,8 @@ def read_trajectories(path: Path, num_demos: int | None, need_rewards: bool, con
     for name, trajectory in zip(names, trajectories, strict=False):
         if (trajectory.obs.shape[1], trajectory.actions.shape[1]) != (first.obs.shape[1], first.actions.shape[1]):
             raise UserError(f"{path}, {name} has other dimensions than {names[0]}: keep one task and robot in a file")
+        if (trajectory.pictures and trajectory.pictures.spec) != (first.pictures and first.pictures.spec):
+            raise UserError(f"{path}, {name} has other pictures than {names[0]}: keep one set of cameras in a file")
     return trajectories
 
 
@@ -206,13 +246,14 @@ def read_trajectory(group: Any, where: str, need_rewards: bool, control_mode: st
 
     def column(name: str, dtype: type) -> Tensor:
         if name not in group or not hasattr(group[name], "shape"):
-            raise UserError(f"{where} has no {name} of state observations: record it with obs_mode state")
+            raise UserError(f"{where} has no {name}: collect the demonstrations again")
         value = np.asarray(group[name])
         if value.dtype.kind not in "fiub":
             raise UserError(f"{where}, {name} holds {value.dtype}, not numbers: collect the demonstrations again")
         return torch.from_numpy(value.astype(dtype))
 
-    obs, actions = column("obs", np.float32), column("actions", np.float32)
+    obs = torch.cat([as_rows(column(name, np.float32)) for name in state_columns(group, where)], dim=1)
+    actions = column("actions", np.float32)
     flags = {name: column(name, bool) for name in ("success", "terminated", "truncated")}
     rewards = column("rewards", np.float32) if "rewards" in group else None
     if need_rewards and rewards is None:
@@ -227,7 +268,34 @@ def read_trajectory(group: Any, where: str, need_rewards: bool, control_mode: st
             f"{where}, actions reach {actions.abs().max():.2f}, outside the [-1, 1] of {control_mode}: "
             f"collect them again or clip them"
         )
-    return Trajectory(obs=obs, actions=actions, rewards=rewards, **flags)
+    return Trajectory(obs, actions, flags["success"], flags["terminated"], flags["truncated"], rewards)
+
+
+def state_columns(group: Any, where: str) -> list[str]:
+    """The datasets that make up a state: one, or beside pictures those of `agent` and `extra`, as ManiSkill does."""
+    obs = group.get("obs")
+    if obs is not None and hasattr(obs, "shape"):
+        return ["obs"]
+    if obs is None or "sensor_data" not in obs:
+        raise UserError(f"{where} has no obs of state or image observations: record it with obs_mode state or rgb")
+    if "state" in obs:
+        return ["obs/state"]
+    found = [name for part in ("agent", "extra") if part in obs for name in leaves(obs[part], f"obs/{part}")]
+    if not found:
+        raise UserError(f"{where} has pictures but no states of the robot: record the file again")
+    return found
+
+
+def leaves(group: Any, name: str) -> list[str]:
+    """Names of the datasets below a group in the order in which they were recorded."""
+    if hasattr(group, "shape"):
+        return [name]
+    return [leaf for key, item in group.items() for leaf in leaves(item, f"{name}/{key}")]
+
+
+def as_rows(value: Tensor) -> Tensor:
+    """(t) or (t d) as (t d)."""
+    return value.unsqueeze(1) if value.dim() == 1 else value
 
 
 def check_lengths(where: str, obs: Tensor, actions: Tensor, columns: dict[str, Tensor]) -> None:

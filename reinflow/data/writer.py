@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ Tree = Mapping[str, Any]
 """arrays by name, nested"""
 
 
+PICTURE_DIMS = 4
+"""of a camera's frames (t y x c), which are compressed one by one, so that any of them is quickly read"""
+
+
 class TrajectoryWriter:
     """Collects episodes into `path` and the .json beside it; use it as a context manager.
 
@@ -29,15 +33,22 @@ class TrajectoryWriter:
     """
 
     def __init__(
-        self, path: str | Path, env_info: Mapping[str, Any], source: Mapping[str, str], overwrite: bool = False
+        self,
+        path: str | Path,
+        env_info: Mapping[str, Any],
+        source: Mapping[str, str],
+        overwrite: bool = False,
+        see: Callable[[dict[str, Any]], Tree] | None = None,
     ):
         """`env_info` holds env_id, env_kwargs and max_episode_steps; `source` source_type and source_desc.
 
-        Raises UserError where a file is in the way and `overwrite` is off.
+        `see` changes every episode before it is written. Raises UserError where a file is in the way and `overwrite` is
+        off.
         """
         import h5py
 
         self.path = Path(path)
+        self._see = see
         refuse_existing(self.path, overwrite)
         self.description: dict[str, Any] = {"env_info": dict(env_info), "commit_info": None, "episodes": [], **source}
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +81,7 @@ class TrajectoryWriter:
             seed: `env.reset(seed=seed)` on a single env starts this episode.
         """
         number = len(self)
-        write_tree(self._file, f"traj_{number}", data)
+        write_tree(self._file, f"traj_{number}", self._see(dict(data)) if self._see else data)
         self.description["episodes"].append(
             {
                 "episode_id": number,
@@ -112,4 +123,6 @@ def write_tree(group: Any, name: str, value: Any) -> None:
         for key, item in value.items():
             write_tree(child, key, item)
     else:
-        group.create_dataset(name, data=value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value))
+        array = value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        pictures = {"chunks": (1, *array.shape[1:]), "compression": "gzip", "compression_opts": 1}
+        group.create_dataset(name, data=array, **(pictures if array.ndim == PICTURE_DIMS else {}))

@@ -76,19 +76,24 @@ def image_spec(env: Any, env_id: str, frame: dict[str, Tensor]) -> ImageSpec:
         raise UserError(f"{env_id} has no camera: use --obs_mode state")
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {height}x{width}" for name, (height, width) in sizes.items())
-        raise UserError(
-            f"{env_id} has cameras of several sizes ({listed}), which can't be stacked: use --obs_mode state"
-        )
+        raise UserError(f"{env_id} has cameras of several sizes ({listed}), which don't stack: use --obs_mode state")
     return ImageSpec.of(tuple(cameras), {name: frame[name] for name in ("rgb", "depth") if name in frame})
 
 
-def privileged_state(env: Any, info: dict[str, Any]) -> Tensor:
-    """The full state, as observation mode `state` gives it, whatever mode the env is in."""
+def full_observation(env: Any, info: dict[str, Any]) -> dict[str, Any]:
+    """What observation mode `state` observes, by name, whatever mode the env is in."""
     from mani_skill.envs.utils.observations import parse_obs_mode_to_struct
 
     mode, struct = env._obs_mode, env.obs_mode_struct
     env._obs_mode, env.obs_mode_struct = "state", parse_obs_mode_to_struct("state")
     try:
-        return env.get_obs(info).clone()
+        return env.get_obs(info, unflattened=True)
     finally:
         env._obs_mode, env.obs_mode_struct = mode, struct
+
+
+def privileged_state(env: Any, info: dict[str, Any]) -> Tensor:
+    """`full_observation` as one row per env."""
+    from mani_skill.utils.common import flatten_state_dict
+
+    return flatten_state_dict(full_observation(env, info), use_torch=True, device=env.device).clone()

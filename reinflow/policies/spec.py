@@ -93,6 +93,16 @@ class PolicySpec(PolicyConfig):
         if self.max_depth <= 0 or self.visual_feature_dim < 1:
             raise UserError("--max_depth and --visual_feature_dim must be positive")
 
+    def check_fits(self, env: EnvSpec) -> None:
+        """UserError where a task observes or takes other things than this policy was made for."""
+        for name in ("state_dim", "action_dim", "image"):
+            mine, theirs = getattr(self, name), getattr(env, name)
+            if mine != theirs:
+                raise UserError(
+                    f"the checkpoint's policy has {name} {mine}, {env.env_id} here has {theirs}: "
+                    "use the task, robot and cameras that it was trained with"
+                )
+
     @property
     def cond_dim(self) -> int:
         return self.obs_horizon * (self.state_dim + (self.visual_feature_dim if self.image else 0))

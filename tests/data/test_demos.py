@@ -15,6 +15,7 @@ from reinflow.data.config import DemoConfig
 from reinflow.data.demos import Demos, Trajectory, load_demos, open_demos
 from reinflow.data.writer import TrajectoryWriter
 from reinflow.errors import UserError
+from reinflow.types import EnvSpec, ImageSpec
 
 STEPS, STATE, ACTION = 5, 3, 7
 INFO = {
@@ -189,9 +190,16 @@ def test_demos_longer_than_an_episode_are_warned_about():
 
 def test_other_dimensions_than_the_task_are_refused():
     demos = Demos([blank(2)], "PickCube-v1", "pd_ee_delta_pose")
-    demos.check_dims(STATE, ACTION)
+    demos.check_fit(task(ACTION))
     with pytest.raises(UserError, match="7 action dimensions but PickCube-v1 has 8"):
-        demos.check_dims(STATE, 8)
+        demos.check_fit(task(8))
+    with pytest.raises(UserError, match="show no pictures but PickCube-v1 shows rgb of 8x8 from hand"):
+        demos.check_fit(task(ACTION, ImageSpec(("hand",), 8, 8, rgb=True, depth=False)))
+
+
+def task(action_dim: int, image: ImageSpec | None = None) -> EnvSpec:
+    bounds = (1.0,) * action_dim
+    return EnvSpec("PickCube-v1", "state", "pd_ee_delta_pose", "torch", "dense", STATE, bounds, bounds, 50, image)
 
 
 def blank(steps: int) -> Trajectory:
