@@ -2,59 +2,139 @@
 
     python evaluate.py --checkpoint runs/reinflow-PickCube-v1-seed0 --num_inference_steps 1 2 4 8
 
-Writes `evaluation.json` and `evaluation.png` next to the checkpoint, or into `--output_dir`.
+    python evaluate.py --compare runs/shortcut_flow-PickCube-v1-seed0 runs/reinflow-PickCube-v1-seed0
+
+Writes `evaluation.json` and `evaluation.png` next to the checkpoint, or into `--output_dir`. `--compare` evaluates two
+checkpoints on the same start states, into `comparison.json`. `--capture_video` adds `evaluation.mp4`, or the two side
+by side in `comparison.mp4`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from reinflow.cli import Flat, run_script
 from reinflow.envs import EnvConfig
 from reinflow.evaluation import EvalConfig
+
+if TYPE_CHECKING:
+    from reinflow.envs.recorder import Film
+    from reinflow.policies import Policy
+    from reinflow.types import EnvSpec
 
 
 @dataclass(frozen=True)
 class Config:
     """Evaluate a checkpoint of any stage."""
 
-    checkpoint: str
+    checkpoint: str = ""
     """file or run directory (its best_model.pt)"""
+    compare: tuple[str, str] | None = None
+    """two checkpoints of one task, evaluated and filmed from the same start states, instead of `checkpoint`"""
     env: Flat[EnvConfig] = field(default_factory=EnvConfig)
     evaluation: Flat[EvalConfig] = field(default_factory=EvalConfig)
     num_inference_steps: tuple[int, ...] = ()
     """denoising steps to evaluate, one evaluation each; empty takes the checkpoint's own number"""
+    capture_video: bool = False
+    """film the policy, which needs a Vulkan driver"""
+    num_video_envs: int = 9
+    """episodes of a video"""
     output_dir: str | None = None
-    """where evaluation.json and evaluation.png go; None puts them next to the checkpoint"""
+    """where the results go; None puts them next to the (second) checkpoint"""
     cuda: bool = True
     """use a GPU when there is one"""
 
 
 def main(config: Config) -> None:
-    from reinflow.checkpoint import load_policy, resolve_checkpoint
-    from reinflow.envs import make_env
-    from reinflow.evaluation import evaluate
-    from reinflow.run import pick_device
+    if config.compare:
+        compare(config, *config.compare)
+    else:
+        evaluate_one(config)
+
+
+def evaluate_one(config: Config) -> None:
+    """A table row per number of denoising steps, and a video where asked for."""
+    from reinflow.checkpoint import resolve_checkpoint
+    from reinflow.videos import write_film
 
     path = resolve_checkpoint(config.checkpoint)
-    device = pick_device(config.cuda)
-    policy, checkpoint = load_policy(path, device)
+    folder = Path(config.output_dir or path.parent)
+    policy, task = loaded(path, config)
+    rows = evaluated(policy, task, config, config.num_inference_steps or (policy.spec.num_inference_steps,))
+    write_results(rows, config, path, folder, asdict(task))
+    if config.capture_video:
+        write_film(folder / "evaluation.mp4", filmed(policy, task, config))
+        print(f"wrote {folder / 'evaluation.mp4'}")
+
+
+def compare(config: Config, first: str, second: str) -> None:
+    """Two checkpoints side by side. UserError where they are of different tasks."""
+    from reinflow.checkpoint import resolve_checkpoint
+    from reinflow.errors import UserError
+    from reinflow.videos import write_comparison
+
+    paths = [resolve_checkpoint(path) for path in (first, second)]
+    pairs = [loaded(path, config) for path in paths]
+    tasks = [(task.env_id, task.control_mode) for _, task in pairs]
+    if tasks[0] != tasks[1]:
+        raise UserError(f"--compare needs two policies of one task and control mode, not of {tasks[0]} and {tasks[1]}")
+    folder = Path(config.output_dir or paths[1].parent)
+    rows = [
+        {"checkpoint": str(path), **evaluated(policy, task, config, (policy.spec.num_inference_steps,))[0]}
+        for path, (policy, task) in zip(paths, pairs, strict=True)
+    ]
+    difference = rows[1]["success_once"] - rows[0]["success_once"]
+    print(f"the second solves {100 * difference:+.1f} points of the same {rows[0]['episodes']} start states")
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {"eval_seed": config.evaluation.eval_seed, "success_once_difference": difference, "results": rows}
+    (folder / "comparison.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(f"wrote {folder / 'comparison.json'}")
+    if config.capture_video:
+        films = [filmed(policy, task, config) for policy, task in pairs]
+        write_comparison(folder / "comparison.mp4", films)
+        print(f"wrote {folder / 'comparison.mp4'}, the first checkpoint on the left")
+
+
+def loaded(path: Path, config: Config) -> tuple[Policy, EnvSpec]:
+    """A checkpoint's policy and the task that it was trained for."""
+    from reinflow.checkpoint import load_policy
+    from reinflow.run import pick_device
+
+    policy, checkpoint = load_policy(path, pick_device(config.cuda))
+    return policy, checkpoint.env_spec
+
+
+def filmed(policy: Policy, task: EnvSpec, config: Config) -> Film:
+    from reinflow.videos import Camera
+
+    with closing(Camera(task, config.env, policy, config.evaluation.eval_seed, config.num_video_envs)) as camera:
+        return camera.film(policy)
+
+
+def evaluated(policy: Policy, task: EnvSpec, config: Config, steps: Sequence[int]) -> list[dict[str, Any]]:
+    """One row per number of denoising steps."""
+    from reinflow.envs import make_env
+    from reinflow.evaluation import evaluate
+
     spec = policy.spec
     env = make_env(
-        config.env.completed(checkpoint.env_spec),
+        config.env.completed(task),
         num_envs=config.evaluation.envs,
         act_horizon=spec.act_horizon,
         obs_horizon=spec.obs_horizon,
         gamma=1.0,
-        device=device,
+        device=policy.device,
     )
-    spec.check_fits(env.spec)
     rows = []
-    print(f"{'K':>3} {'success_once':>12} {'at_end':>7} {'return':>8} {'length':>7} {'calls/s':>8}  {env.spec.env_id}")
-    try:
-        for num_steps in config.num_inference_steps or (spec.num_inference_steps,):
+    with closing(env):
+        spec.check_fits(env.spec)
+        print(f"{'K':>3} {'success_once':>12} {'at_end':>7} {'return':>8} {'length':>7} {'calls/s':>8}  {task.env_id}")
+        for num_steps in steps:
             result = evaluate(
                 policy,
                 env,
@@ -62,24 +142,20 @@ def main(config: Config) -> None:
                 seed=config.evaluation.eval_seed,
                 num_inference_steps=num_steps,
             )
-            rows.append(
-                {
-                    "num_inference_steps": num_steps,
-                    "episodes": len(result.length),
-                    **{name.removeprefix("eval/"): value for name, value in result.metrics().items()},
-                    "policy_calls_per_episode": result.calls_per_episode,
-                    "policy_calls_per_second": result.calls_per_second,
-                    "seconds": result.seconds,
-                }
-            )
-            row = rows[-1]
+            row = {
+                "num_inference_steps": num_steps,
+                "episodes": len(result.length),
+                **{name.removeprefix("eval/"): value for name, value in result.metrics().items()},
+                "policy_calls_per_episode": result.calls_per_episode,
+                "policy_calls_per_second": result.calls_per_second,
+                "seconds": result.seconds,
+            }
+            rows.append(row)
             print(
                 f"{num_steps:>3} {row['success_once']:>12.3f} {row['success_at_end']:>7.3f} {row['return']:>8.2f} "
                 f"{row['episode_len']:>7.1f} {row['policy_calls_per_second']:>8.1f}"
             )
-    finally:
-        env.close()
-    write_results(rows, config, path, Path(config.output_dir or path.parent), asdict(env.spec))
+    return rows
 
 
 def write_results(rows: list[dict], config: Config, checkpoint: Path, folder: Path, env_spec: dict) -> None:

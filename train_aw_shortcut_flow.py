@@ -53,6 +53,7 @@ def main(config: Config) -> None:
     from reinflow.offline_run import train_offline
     from reinflow.policies import build_policy
     from reinflow.run import Run
+    from reinflow.videos import filming
 
     checkpoint = load_checkpoint(config.pretrained_path) if config.pretrained_path else None
     env_config = config.env.completed(checkpoint.env_spec if checkpoint else None)
@@ -86,16 +87,18 @@ def main(config: Config) -> None:
             learner = AdvantageWeightedRegression(
                 policy, config.bc, config.awr, config.critics, config.offline.total_iters
             )
-            train_offline(
-                learner,
-                dataset.sample_transitions,
-                run,
-                env,
-                config.offline,
-                config.evaluation,
-                evaluate_first=checkpoint is not None,
-                critic_state=lambda: learner.critics.unscaled_value().state_dict(),
-            )
+            with filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed) as camera:
+                train_offline(
+                    learner,
+                    dataset.sample_transitions,
+                    run,
+                    env,
+                    config.offline,
+                    config.evaluation,
+                    evaluate_first=checkpoint is not None,
+                    critic_state=lambda: learner.critics.unscaled_value().state_dict(),
+                    camera=camera,
+                )
 
 
 if __name__ == "__main__":

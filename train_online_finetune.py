@@ -52,6 +52,7 @@ def main(config: Config) -> None:
     from reinflow.online_run import train_online
     from reinflow.policies import build_policy
     from reinflow.run import Run
+    from reinflow.videos import filming
 
     if not config.pretrained_path:
         raise UserError("--pretrained_path is missing: pass a run directory or a best_model.pt of Stage 1 or Stage 2")
@@ -86,7 +87,8 @@ def main(config: Config) -> None:
                 privileged_dim=env.reset()["privileged"].shape[-1] if privileged else None,
             )
             agent.load_critic(checkpoint.critic_state, f"the critic of {config.pretrained_path}")
-            train_online(agent, PPO(agent, config.ppo), run, env, eval_env, config.online, config.evaluation)
+            camera = envs.enter_context(filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed))
+            train_online(agent, PPO(agent, config.ppo), run, env, eval_env, config.online, config.evaluation, camera)
 
 
 if __name__ == "__main__":

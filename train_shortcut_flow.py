@@ -45,6 +45,7 @@ def main(config: Config) -> None:
     from reinflow.offline_run import train_offline
     from reinflow.policies import build_policy
     from reinflow.run import Run
+    from reinflow.videos import filming
 
     env_config = config.env.completed()
     demos = open_demos(config.demos, env_config)
@@ -69,7 +70,17 @@ def main(config: Config) -> None:
             policy = build_policy(spec, **options).to(run.device)
             policy.fit_normalizers_(*dataset.statistics())
             learner = BehaviorCloning(policy, config.bc, config.offline.total_iters)
-            train_offline(learner, dataset.sample, run, env, config.offline, config.evaluation, evaluate_first=False)
+            with filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed) as camera:
+                train_offline(
+                    learner,
+                    dataset.sample,
+                    run,
+                    env,
+                    config.offline,
+                    config.evaluation,
+                    evaluate_first=False,
+                    camera=camera,
+                )
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ class PlainConv(nn.Module):
             raise ValueError(f"PlainConv halves pictures four times and got {height} x {width}: use 16 x 16 or larger")
         layers: list[nn.Module] = []
         for width_in, width_out in ((in_channels, 16), (16, 32), (32, 64), (64, 128)):
-            layers += [nn.Conv2d(width_in, width_out, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+            # pooling and ReLU commute, and after it there is a quarter to rectify
+            layers += [nn.Conv2d(width_in, width_out, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(inplace=True)]
         layers += [nn.Conv2d(128, 128, 1), nn.ReLU(inplace=True)]
         self.conv = nn.Sequential(*layers)
         self.out = nn.Linear(128 * (height // 16) * (width // 16), out_dim)

@@ -24,6 +24,7 @@ from reinflow.evaluation import EvalConfig, evaluate
 from reinflow.policies.base import Policy
 from reinflow.run import Run
 from reinflow.types import ChunkEnv
+from reinflow.videos import Camera, write_film
 
 
 class Keeper:
@@ -36,12 +37,15 @@ class Keeper:
         config: EvalConfig,
         generator: torch.Generator,
         snapshot: Callable[[], Checkpoint],
+        camera: Camera | None = None,
     ):
+        """`camera` films every evaluation."""
         self.run = run
         self.env = env
         self.config = config
         self.generator = generator
         self.snapshot = snapshot
+        self.camera = camera
         self.best: tuple[float, float] | None = None
         """(success_once, success_at_end) of best_model.pt"""
         self.first = math.nan
@@ -60,6 +64,8 @@ class Keeper:
             checkpoint = self.snapshot()
             checkpoint.meta |= {"step": step, "metrics": metrics}
             save_checkpoint(self.run.dir / "best_model.pt", checkpoint)
+        if self.camera is not None:
+            write_film(self.run.dir / "videos" / f"eval_{step:09d}.mp4", self.camera.film(policy))
         self.run.status(success=score[0], best_success=self.best[0])
         return {**metrics, "eval/best_success_once": self.best[0], "time/eval": time.perf_counter() - started}
 

@@ -16,6 +16,7 @@ from reinflow.keeper import Keeper
 from reinflow.loops import Metrics, OfflineConfig, offline
 from reinflow.run import Run
 from reinflow.types import ChunkEnv
+from reinflow.videos import Camera
 
 
 def train_offline(
@@ -28,6 +29,7 @@ def train_offline(
     *,
     evaluate_first: bool,
     critic_state: Callable[[], dict[str, torch.Tensor]] | None = None,
+    camera: Camera | None = None,
 ) -> None:
     """Train `learner` on batches of `draw(batch_size, generator)`; what is evaluated and kept is its moving average.
 
@@ -44,7 +46,7 @@ def train_offline(
             critic_state=critic_state() if critic_state else None,
         )
 
-    keeper = Keeper(run, env, evaluation, generator, snapshot)
+    keeper = Keeper(run, env, evaluation, generator, snapshot, camera)
 
     def on_eval(count: int) -> Metrics:
         return keeper.evaluate(averaged, count)

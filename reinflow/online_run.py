@@ -17,6 +17,7 @@ from reinflow.keeper import Keeper
 from reinflow.loops import Metrics, OnPolicyConfig, OnPolicyState, on_policy
 from reinflow.run import Run
 from reinflow.types import ChunkEnv
+from reinflow.videos import Camera
 
 FEW_UPDATES = 20
 
@@ -29,6 +30,7 @@ def train_online(
     eval_env: ChunkEnv,
     config: OnPolicyConfig,
     evaluation: EvalConfig,
+    camera: Camera | None = None,
 ) -> None:
     """Fine-tune `agent` in `env` for `config.total_timesteps`; evaluate without noise in `eval_env`."""
     generator = torch.Generator(run.device).manual_seed(run.config.seed)
@@ -54,7 +56,7 @@ def train_online(
             critic_state=agent.critic.state_dict(),
         )
 
-    keeper = Keeper(run, eval_env, evaluation, generator, snapshot)
+    keeper = Keeper(run, eval_env, evaluation, generator, snapshot, camera)
 
     def on_eval(state: OnPolicyState) -> Metrics:
         metrics = keeper.evaluate(agent.policy, state.env_steps)

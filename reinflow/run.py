@@ -50,7 +50,9 @@ class RunConfig:
     wandb_entity: str | None = None
     """wandb user or team; None is the account's default"""
     capture_video: bool = False
-    """record videos of evaluations; refused for now"""
+    """film every evaluation, which needs a Vulkan driver: one tiled mp4 in the run's `videos`"""
+    num_video_envs: int = 9
+    """episodes of a video"""
     runs_dir: str = "runs"
     """folder of all runs"""
     resume: str | None = None
@@ -105,8 +107,6 @@ class Run:
         `full_config` is the whole script's dataclass; `total` counts `unit`s ("env steps", "iterations"). UserError if
         the directory exists or if another process trains in it; nothing is touched then.
         """
-        if config.capture_video:
-            raise UserError("--capture_video is not supported yet: leave it out")
         if config.num_threads is not None:
             if config.num_threads < 1:
                 raise UserError(f"--num_threads must be at least 1, got {config.num_threads}")

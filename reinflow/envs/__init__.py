@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from reinflow.envs.config import CompleteEnvConfig, EnvConfig
 from reinflow.errors import UserError
 from reinflow.types import BatchedEnv, ChunkEnv, ImageSpec
+
+if TYPE_CHECKING:
+    from reinflow.envs.recorder import Recorder
 
 TORCH_ENVS = ("Toy-v0", "SyntheticChunk-v0")
 """env ids that need no simulator"""
@@ -46,6 +49,25 @@ def make_env(
     workers = os.cpu_count() or 1 if complete.num_workers is None else complete.num_workers
     env = WorkerChunkEnv(make, num_envs, workers, act_horizon) if workers else make(num_envs, 0)
     return on_device(env, device)
+
+
+def make_filmed_env(
+    config: CompleteEnvConfig, num_envs: int, act_horizon: int, obs_horizon: int, device: torch.device | str = "cpu"
+) -> tuple[ChunkEnv, Recorder]:
+    """Envs of this process and the recorder that films them. UserError where there is nothing to film with."""
+    from reinflow.envs.recorder import Recorder
+
+    if config.env_id in TORCH_ENVS:
+        raise UserError(f"{config.env_id} has no camera: leave --capture_video out")
+    from reinflow.envs.maniskill import ManiSkillEnv
+    from reinflow.envs.workers import Sequence
+
+    backend = choose_backend(config)
+    if backend == "physx_cpu":
+        recorder = Recorder(Sequence([ManiSkillEnv(config, 1, backend, filmed=True) for _ in range(num_envs)]))
+    else:
+        recorder = Recorder(ManiSkillEnv(config, num_envs, backend, filmed=True))
+    return on_device(chunked(recorder, act_horizon, obs_horizon, gamma=1.0), torch.device(device)), recorder
 
 
 def torch_env(config: CompleteEnvConfig, num_envs: int, device: torch.device):

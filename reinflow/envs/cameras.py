@@ -11,6 +11,9 @@ from torch import Tensor
 from reinflow.errors import UserError
 from reinflow.types import ImageSpec
 
+FILM_SIZE = 256
+"""pixels of each side of a film"""
+
 
 @functools.cache
 def hold_renderer(device: str) -> Any:

@@ -12,10 +12,11 @@ from io import StringIO
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from reinflow.envs.cameras import (
+    FILM_SIZE,
     Shutter,
     frame_of,
     has_pictures,
@@ -38,16 +39,23 @@ class ManiSkillEnv:
     """Steps and resets a ManiSkill env; it neither auto-resets nor counts steps."""
 
     def __init__(
-        self, config: CompleteEnvConfig, num_envs: int, backend: str, seed: int = 0, *, privileged: bool = False
+        self,
+        config: CompleteEnvConfig,
+        num_envs: int,
+        backend: str,
+        seed: int = 0,
+        *,
+        privileged: bool = False,
+        filmed: bool = False,
     ):
         """`backend` is physx_cuda, physx_cpu_batched or physx_cpu (one env).
 
-        `privileged` adds the full state to every observation, under that name. UserError for what can't be made, with
-        the fix.
+        `privileged` adds the full state to every observation, under that name; `filmed` makes `picture` work.
+        UserError for what can't be made, with the fix.
         """
         self.config = config
         self.num_envs = num_envs
-        self.env = make(config, num_envs, backend)
+        self.env = make(config, num_envs, backend, filmed)
         self.device = torch.device(self.env.device)
         self.shutter = Shutter(self.env)
         self.privileged = privileged
@@ -99,6 +107,10 @@ class ManiSkillEnv:
         if self.privileged:
             frame["privileged"] = privileged_state(self.env, info)
         return frame
+
+    def picture(self) -> UInt8[Tensor, "n y x 3"]:
+        """What the camera for people sees now."""
+        return self.env.render_rgb_array()
 
     def close(self) -> None:
         self.env.close()
@@ -191,20 +203,22 @@ def task_spec(env_id: str) -> Any:
     return REGISTERED_ENVS[env_id]
 
 
-def make(config: CompleteEnvConfig, num_envs: int, backend: str) -> Any:
-    """The unwrapped ManiSkill env: no time limit, no auto-reset."""
+def make(config: CompleteEnvConfig, num_envs: int, backend: str, filmed: bool = False) -> Any:
+    """The unwrapped ManiSkill env: no time limit, no auto-reset; `filmed` ones can be rendered for people."""
     task_spec(config.env_id)
     import gymnasium
 
     from reinflow.envs import cpu_batch
     from reinflow.envs.headless import refuse_without_renderer, use_stand_ins_without_renderer
 
-    rendered = has_pictures(config.obs_mode)
+    rendered = has_pictures(config.obs_mode) or filmed
     if rendered:
-        refuse_without_renderer(f"--obs_mode {config.obs_mode}")
+        refuse_without_renderer("--capture_video" if filmed else f"--obs_mode {config.obs_mode}")
         if not torch.cuda.is_available():
             hold_renderer(render_device(rendered))
     sim_backend = backend
+    size = {"width": FILM_SIZE, "height": FILM_SIZE}
+    film: dict[str, Any] = {"render_mode": "rgb_array", "human_render_camera_configs": size} if filmed else {}
     try:
         with no_questions():
             use_stand_ins_without_renderer()
@@ -219,6 +233,7 @@ def make(config: CompleteEnvConfig, num_envs: int, backend: str) -> Any:
                 reward_mode=config.reward_mode,
                 sim_backend=sim_backend,
                 render_backend=render_device(rendered),
+                **film,
                 max_episode_steps=NO_LIMIT,
             )
     except (EOFError, FileNotFoundError):

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from reinflow.errors import UserError
@@ -237,6 +237,10 @@ class Sequence:
             stacked([step.obs for step in steps]),
             *(torch.cat([getattr(s, n) for s in steps]) for n in ("reward", "success", "terminated")),
         )
+
+    def picture(self) -> UInt8[Tensor, "n y x 3"]:
+        """Of envs that can be filmed."""
+        return torch.cat([env.picture() for env in self.envs])  # type: ignore[attr-defined]
 
     def close(self) -> None:
         for env in self.envs:

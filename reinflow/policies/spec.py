@@ -8,6 +8,9 @@ from typing import Any, Literal
 from reinflow.errors import UserError
 from reinflow.types import EnvSpec, ImageSpec
 
+ADDED_LATER = {"image": None, "visual_encoder": "plain_conv", "visual_feature_dim": 256, "max_depth": 2.0}
+"""fields that a checkpoint may lack because it is older than they are, and what it meant without them"""
+
 
 def executed_slice(obs_horizon: int, act_horizon: int) -> slice:
     """Rows of a predicted chunk that the env executes: row 0 belongs to the oldest observation of the history."""
@@ -122,6 +125,7 @@ class PolicySpec(PolicyConfig):
     def from_dict(cls, data: dict[str, Any]) -> PolicySpec:
         """UserError if a key is missing or unknown: the checkpoint is of another version."""
         names = {field.name for field in fields(cls)}
+        data = ADDED_LATER | data
         if missing := names - set(data):
             raise UserError(f"the checkpoint's policy lacks {', '.join(sorted(missing))}: train it again")
         if unknown := set(data) - names:
