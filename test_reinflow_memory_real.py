@@ -36,7 +36,9 @@ class Config:
     env: str = "PickCube-v1"
     """ManiSkill task, Toy-v0 or SyntheticChunk-v0"""
     obs_mode: str = "state"
-    """observations"""
+    """observations: `state`, `rgb`, `depth`, or several joined by +"""
+    freeze_visual_encoder: bool = False
+    """store what the encoder makes of pictures instead of the pictures, as Stage 3 does under this flag"""
     sim_backend: str = "auto"
     """simulator; auto is physx_cuda with a GPU, else physx_cpu_batched"""
     num_envs: tuple[int, ...] = (64, 128, 256, 512, 1024)
@@ -81,6 +83,7 @@ def main(config: Config) -> None:
             config.rollout_steps,
             config.num_inference_steps,
             config.net,
+            config.freeze_visual_encoder,
         )
         for num_envs in sorted(config.num_envs)
         for minibatch_size in sorted(config.minibatch_size)
@@ -108,6 +111,7 @@ def main(config: Config) -> None:
             f"\npython train_online_finetune.py --env_id {best.env_id} --num_envs {best.num_envs} "
             f"--minibatch_size {best.minibatch_size} --num_inference_steps {best.num_inference_steps} "
             f"--rollout_steps {best.rollout_steps} --pretrained_path PATH"
+            f"{' --freeze_visual_encoder' if best.freeze_visual_encoder else ''}"
         )
 
 

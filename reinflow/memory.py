@@ -30,6 +30,7 @@ class Point:
     rollout_steps: int
     num_inference_steps: int
     net: Literal["unet", "mlp"]
+    freeze_visual_encoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,13 @@ def measure(point: Point) -> Measurement:
     env = make_env(config, point.num_envs, horizons.act_horizon, horizons.obs_horizon, ppo.gamma, device)
     try:
         policy = build_policy(horizons.for_env(env.spec, point.num_inference_steps)).to(device)
-        agent = ReinFlowAgent.from_policy(policy, ppo)
+        agent = ReinFlowAgent.from_policy(policy, ppo, freeze_visual_encoder=point.freeze_visual_encoder)
         learner, generator = PPO(agent, ppo), torch.Generator(device).manual_seed(0)
         spec, seconds, steps = policy.spec, 0.0, 0
         with DevicePeak() if cuda else threading.Lock() as watched:
             obs = env.reset(seed=0)
             for decisions in (2, point.rollout_steps):
-                size = (decisions * point.num_envs, spec.cond_dim, spec.pred_horizon, spec.action_dim)
+                size = (decisions * point.num_envs, None, spec.pred_horizon, spec.action_dim)
                 buffer = RolloutBuffer(*size, ppo.gamma, ppo.gae_lambda, point.num_inference_steps, device)
                 began = time.perf_counter()
                 obs, stats = collect(agent, env, obs, buffer, generator)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -93,21 +92,13 @@ def test_pictures_are_recorded_as_bytes_in_maniskills_form(passed: tuple[Path, s
 
 
 def test_two_checkpoints_are_filmed_side_by_side_from_the_same_starts(passed: tuple[Path, str]):
-    folder, mode = passed
-    if mode != "rgb":
-        pytest.skip("one mode is enough")
-    call(
-        evaluate,
-        f"--compare {folder}/one {folder}/three --output_dir {folder} --capture_video --num_video_envs 2 {EVAL}",
-    )
+    folder, _ = passed
+    video = "--capture_video --num_video_envs 1"
+    call(evaluate, f"--compare {folder}/one {folder}/three --output_dir {folder} {video} {EVAL}")
     report = json.loads((folder / "comparison.json").read_text())
-    assert len(report["results"]) == 2
-    assert "start states" not in report
-    assert film_size(folder / "comparison.mp4") == (
-        2 * 264,
-        2 * 264,
-        9,
-    )  # two columns, two starts, 8 steps and the first frame
+    assert [row["episodes"] for row in report["results"]] == [2, 2]
+    # two columns of 256 pixels and their borders, the first frame and eight steps
+    assert film_size(folder / "comparison.mp4") == (2 * 264, 264, 9)
 
 
 def film_size(path: Path) -> tuple[int, int, int]:
@@ -163,9 +154,3 @@ def test_no_picture_is_taken_of_states_alone(monkeypatch: pytest.MonkeyPatch):
     env.step(torch.zeros(2, 7))
     assert not env.scene.sensors
     env.close()
-
-
-def test_ffmpeg_is_there():
-    import imageio_ffmpeg
-
-    assert subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-version"], capture_output=True, check=True).stdout
