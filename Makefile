@@ -1,6 +1,7 @@
 # make quickstart   the main job: demonstrations, three training stages, evaluations
 # make test         lint, types and tests
 # make doctor       names whatever is missing on this machine
+# make vulkan       installs a software Vulkan driver for images and videos (apt and root)
 # Each installs into .venv on first use and whenever pyproject.toml or constraints.txt changes. PYTHON= chooses the interpreter.
 
 VENV := .venv
@@ -11,7 +12,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_inf
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3 python; do \
 	$$python -c '$(SUITABLE)' 2>/dev/null && { echo $$python; break; }; done)
 
-.PHONY: quickstart test lint format doctor install clean
+.PHONY: quickstart test lint format doctor vulkan install clean
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
@@ -31,6 +32,9 @@ format: $(STAMP)
 
 doctor: $(STAMP)
 	@$(BIN)/python -m reinflow.doctor
+
+vulkan:
+	@.ci/vulkan
 
 install: $(STAMP)
 

@@ -1,14 +1,7 @@
 """Neural networks: tensors in, tensors out. No RL, no flow maths, no simulator.
 
-A velocity backbone offers
-
-    forward(sample: b h a, timestep: b, step_size: b, global_cond: b z) -> b h a
-    condition(global_cond: b z) -> b f                what of the net depends on the condition alone
-    velocity(sample, timestep, step_size, features: b f) -> b h a
-
-with `forward(x, t, d, c) == velocity(x, t, d, condition(c))`. `timestep` and `step_size` are continuous in [0, 1]. A
-caller that evaluates several denoising steps for one observation computes `condition` once per observation and
-repeats its rows.
+A velocity backbone is a `VelocityNet` (velocity.py): `forward(sample: b h a, timestep: b, step_size: b, global_cond: b z)
+-> b h a` with times in [0, 1], and `grid` for several denoising steps of one observation. Image encoders are in vision.py.
 """
 
 from nets.critic import QEnsemble, ValueNetwork
