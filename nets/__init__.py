@@ -1,7 +1,7 @@
 """Neural networks: tensors in, tensors out. No RL, no flow maths, no simulator.
 
-A velocity backbone is a `VelocityNet` (velocity.py): `forward(sample: b h a, timestep: b, step_size: b, global_cond: b z)
--> b h a` with times in [0, 1], and `grid` for several denoising steps of one observation. Image encoders are in vision.py.
+A velocity backbone is a `VelocityNet` (velocity.py): `forward(sample: b h a, timestep: b, step_size: b, global_cond:
+b z)` is (b h a) with times in [0, 1], and `grid` takes several denoising steps of one observation.
 """
 
 from nets.critic import QEnsemble, ValueNetwork
