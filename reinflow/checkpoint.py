@@ -1,34 +1,36 @@
-"""Checkpoints: everything that the next stage, an evaluation or a resume needs, in one file that is complete or absent.
+"""Checkpoints: everything that the next stage or an evaluation needs, in one file that is complete or absent.
 
-A file holds only tensors, numbers, text and containers of them, so it loads with `weights_only=True`: opening a
-stranger's checkpoint runs none of its code.
+A file is sealed (`reinflow.sealed`): safetensors and JSON, so opening a stranger's checkpoint runs none of its code,
+and a changed byte is noticed. `best_model.pt` of a run and `model.safetensors` of its resumable states are such files.
 """
 
 from __future__ import annotations
 
-import pickle
-import random
-import zipfile
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from reinflow.errors import UserError
-from reinflow.files import replaced_atomically
+from reinflow.files import flush_folder, replace
 from reinflow.policies.spec import PolicySpec
-from reinflow.types import EnvSpec
+from reinflow.sealed import Damaged, seal, unseal
+from reinflow.trees import not_finite
+from reinflow.types import EnvSpec, ImageSpec
 
 if TYPE_CHECKING:
     from reinflow.policies.base import Policy
 
 FORMAT = "reinflow-checkpoint"
-FORMAT_VERSION = 1
-KEPT = 2
-"""resumable checkpoints that stay in a run directory"""
+FORMAT_VERSION = 2
+BEST, MODEL = "best_model.pt", "model.safetensors"
+POLICY, CRITIC = "policy.", "critic."
+"""what the names of a file's tensors start with"""
+LEGACY_MAGICS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")
+"""first bytes of what torch.save writes"""
 MAKE_ONE = "Stage 1 makes one (python train_shortcut_flow.py --demo_path ...), later stages continue from it"
 
 
@@ -43,84 +45,142 @@ class Checkpoint:
     critic_state: dict[str, Tensor] | None = None
     """state_dict of the value network, where a stage trained one"""
     extra: dict[str, Any] = field(default_factory=dict)
-    """what only some stages have: Q ensemble, noise net, network sizes"""
+    """plain values that only some stages have"""
     meta: dict[str, Any] = field(default_factory=dict)
     """stage, step, metrics and versions, for people"""
     training: dict[str, Any] | None = None
-    """optimisers, counters and random states; only in resumable checkpoints"""
+    """optimisers, counters, envs and random states; only in resumable checkpoints, which `reinflow.resumable` writes"""
+
+
+class NotFinite(OSError):
+    """A checkpoint with NaN or infinite weights was not written."""
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write atomically: a kill at any moment leaves the old file or the new one."""
+    """Write atomically, all but `training`: a kill at any moment leaves the old file or the new one.
+
+    OSError if the disk doesn't take it, NotFinite (an OSError) if weights are NaN or infinite; the old file stays.
+    """
     path = Path(path)
-    payload = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "policy_spec": checkpoint.policy_spec.to_dict(),
-        "env_spec": asdict(checkpoint.env_spec),
-        "policy_state": checkpoint.policy_state,
-        "critic_state": checkpoint.critic_state,
-        "extra": checkpoint.extra,
-        "meta": checkpoint.meta,
-        "training": checkpoint.training,
-    }
+    data = packed(checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_atomically(path) as temporary:
-        torch.save(payload, temporary)
+    replace(path, data)
+    flush_folder(path.parent)
+
+
+def packed(checkpoint: Checkpoint) -> bytearray:
+    """The bytes of a checkpoint's file."""
+    tensors = {POLICY + name: value for name, value in checkpoint.policy_state.items()}
+    tensors |= {CRITIC + name: value for name, value in (checkpoint.critic_state or {}).items()}
+    refuse_not_finite(tensors)
+    return seal(
+        tensors,
+        {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "policy_spec": checkpoint.policy_spec.to_dict(),
+            "env_spec": asdict(checkpoint.env_spec),
+            "has_critic": checkpoint.critic_state is not None,
+            "extra": checkpoint.extra,
+            "meta": checkpoint.meta,
+        },
+    )
+
+
+def refuse_not_finite(tensors: dict[str, Tensor]) -> None:
+    if bad := not_finite(tensors):
+        raise NotFinite(f"{len(bad)} tensors hold NaN or infinite numbers, {bad[0]} first")
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """The file itself, or the best_model.pt of a run directory; UserError where there is none."""
+    """The file itself, or that of a run's or a resumable state's directory; UserError where there is none."""
     path = Path(path)
     if not str(path).strip() or str(path) == ".":
         raise UserError(f"no checkpoint was named: {MAKE_ONE}")
     if path.is_dir():
-        best = path / "best_model.pt"
-        if not best.is_file():
-            raise UserError(f"{path} has no best_model.pt (its run has not been evaluated yet): {MAKE_ONE}")
-        return best
+        for name in (BEST, MODEL):
+            if (path / name).is_file():
+                return path / name
+        raise UserError(f"{path} has no {BEST} (its run has not been evaluated yet): {MAKE_ONE}")
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}: {MAKE_ONE}")
     return path
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a file or a run directory. UserError if it is missing, cut short, not ours, or of another version."""
+    """Read a file or a directory. UserError if it is missing, damaged, not ours, or of another version."""
     path = resolve_checkpoint(path)
-    payload = read_payload(path, device)
-    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+    tensors, description = read_sealed(path)
+    if description.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project: {MAKE_ONE}")
-    if payload.get("version") != FORMAT_VERSION:
+    if description.get("version") != FORMAT_VERSION:
         raise UserError(
-            f"{path} has checkpoint format {payload.get('version')}, this version reads {FORMAT_VERSION}: "
+            f"{path} has checkpoint format {description.get('version')}, this version reads {FORMAT_VERSION}: "
             "load it with the version that wrote it, or train it again"
         )
-    env = payload["env_spec"]
-    low, high = tuple(env["action_low"]), tuple(env["action_high"])
+    if bad := not_finite(tensors):
+        raise UserError(f"{path} holds NaN or infinite weights ({bad[0]} first): take an older checkpoint")
+    on_device = {name: value.to(device) for name, value in tensors.items()}
     try:
-        env_spec = EnvSpec(**{**env, "action_low": low, "action_high": high})
-    except TypeError:
-        raise UserError(f"{path} describes its task with other fields than this version does: train it again") from None
-    return Checkpoint(
-        policy_spec=PolicySpec.from_dict(payload["policy_spec"]),
-        env_spec=env_spec,
-        **{name: payload[name] for name in ("policy_state", "critic_state", "extra", "meta", "training")},
-    )
+        return Checkpoint(
+            policy_spec=PolicySpec.from_dict(typed(description, "policy_spec", dict)),
+            env_spec=env_spec_from(typed(description, "env_spec", dict)),
+            policy_state=without_prefix(on_device, POLICY),
+            critic_state=without_prefix(on_device, CRITIC) if typed(description, "has_critic", bool) else None,
+            extra=typed(description, "extra", dict),
+            meta=typed(description, "meta", dict),
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} describes its policy or task in another way than this version ({error})") from None
 
 
-def read_payload(path: Path, device: torch.device | str) -> Any:
-    """What torch.load returns, with its many exceptions turned into two sentences."""
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if not magic or (magic == b"PK\x03\x04" and not zipfile.is_zipfile(path)):
+def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a sealed file; UserError names the file and what is wrong with it."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): check its permissions and the disk") from None
+    if data.startswith(LEGACY_MAGICS):
         raise UserError(
-            f"{path} is cut short (an interrupted copy or a full disk): copy it again or take an older checkpoint"
+            f"{path} was written by torch.save, which this project does not open: convert it with "
+            f"python -m reinflow.foreign {path} NEW.pt"
         )
     try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is damaged or not a checkpoint of this project ({reason[:120]}): {MAKE_ONE}") from None
+        return unseal(data)
+    except Damaged as error:
+        raise UserError(
+            f"{path} is damaged or not a checkpoint of this project ({error}): copy it again, or take an older one; "
+            f"{MAKE_ONE}"
+        ) from None
+
+
+def typed(description: dict[str, Any], name: str, kind: type) -> Any:
+    value = description.get(name)
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is no {kind.__name__}")
+    return value
+
+
+def env_spec_from(data: dict[str, Any]) -> EnvSpec:
+    """TypeError if a field is missing, unknown or of another kind."""
+    low, high, image = tuple(data["action_low"]), tuple(data["action_high"]), data.get("image")
+    if image is not None:
+        image = ImageSpec(**{**image, "cameras": tuple(image["cameras"])})
+    spec = EnvSpec(**{**data, "action_low": low, "action_high": high, "image": image})
+    kinds = {"int": int, "str": str}
+    for one in fields(EnvSpec):
+        kind = kinds.get(str(one.type))
+        if kind is not None and not isinstance(getattr(spec, one.name), kind):
+            raise TypeError(f"{one.name} is no {one.type}")
+    if len(low) != len(high) or not all(isinstance(bound, float) and math.isfinite(bound) for bound in low + high):
+        raise TypeError("the bounds of its actions are no numbers")
+    return spec
+
+
+def without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def load_policy(path: str | Path, device: torch.device | str) -> tuple[Policy, Checkpoint]:
@@ -135,16 +195,7 @@ def load_policy(path: str | Path, device: torch.device | str) -> tuple[Policy, C
 
 def load_state_(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
     """Strict load_state_dict whose UserError names each key with the expected and the given shape."""
-    own = module.state_dict()
-    shapes = [
-        f"{key}: expected {tuple(own[key].shape)}, got {tuple(state[key].shape)}"
-        for key in own
-        if key in state and own[key].shape != state[key].shape
-    ]
-    missing = [f"{key}: expected {tuple(own[key].shape)}, got nothing" for key in own if key not in state]
-    unknown = [f"{key}: not expected, got {tuple(state[key].shape)}" for key in state if key not in own]
-    problems = shapes + missing + unknown
-    if problems:
+    if problems := misfits(module.state_dict(), state):
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise UserError(
             f"{name} does not fit ({'; '.join(problems[:8])}{more}): use the settings that it was made with"
@@ -152,51 +203,13 @@ def load_state_(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
     module.load_state_dict(state)
 
 
-def save_training(run_dir: str | Path, step: int, checkpoint: Checkpoint) -> Path:
-    """Write `checkpoints/step_<step>.pt`, whose `training` part resumes the run, and keep the newest two."""
-    if checkpoint.training is None:
-        raise ValueError("a resumable checkpoint needs its training part")
-    path = Path(run_dir) / "checkpoints" / f"step_{step:012d}.pt"
-    save_checkpoint(path, checkpoint)
-    for old in training_files(run_dir)[KEPT:]:
-        old.unlink()
-    return path
-
-
-def latest_training(run_dir: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """The newest resumable checkpoint that can be read; UserError if the run has none."""
-    reasons = []
-    for path in training_files(run_dir):
-        try:
-            return load_checkpoint(path, device)
-        except UserError as error:
-            reasons.append(str(error))
-    detail = f" ({reasons[0]})" if reasons else ""
-    raise UserError(f"{run_dir} has no checkpoint to resume from{detail}: start it again with --overwrite")
-
-
-def training_files(run_dir: str | Path) -> list[Path]:
-    """Resumable checkpoints, newest first."""
-    return sorted((Path(run_dir) / "checkpoints").glob("step_*.pt"), reverse=True)
-
-
-def rng_state() -> dict[str, Any]:
-    """State of the global Python, NumPy and torch generators, as values that `weights_only` can load."""
-    algorithm, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
-    return {
-        "python": random.getstate(),
-        "numpy": [algorithm, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Continue the random sequences of `rng_state`; generators of GPUs that aren't here are left out."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    algorithm, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((algorithm, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"].cpu())
-    for index, saved in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(saved.cpu(), index)
+def misfits(own: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
+    """Every key whose tensor is missing, unknown or of another shape."""
+    shapes = [
+        f"{key}: expected {tuple(own[key].shape)}, got {tuple(state[key].shape)}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    missing = [f"{key}: expected {tuple(own[key].shape)}, got nothing" for key in own if key not in state]
+    unknown = [f"{key}: not expected, got {tuple(state[key].shape)}" for key in state if key not in own]
+    return shapes + missing + unknown

@@ -18,7 +18,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-PACKAGES = ("torch", "numpy", "gymnasium", "mani_skill", "sapien", "h5py", "tyro", "wandb", "tensorboard")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "gymnasium",
+    "mani_skill",
+    "sapien",
+    "h5py",
+    "safetensors",
+    "tyro",
+    "wandb",
+    "tensorboard",
+)
 MIN_FREE_GB = 2.0
 SIMULATOR_SECONDS = 180
 SIMULATOR_TEST = """

@@ -1,4 +1,7 @@
-"""Files that are either complete or absent: written beside their place, flushed to disk, then renamed over it."""
+"""Files that are either complete or absent: written beside their place, flushed to disk, then renamed over it.
+
+Every change of the disk that a checkpoint needs goes through the functions here, one system call of `os` each.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,48 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def replace(path: Path, data: bytes | bytearray) -> None:
+    """Write a file so that a kill at any moment leaves the old one or the new one; OSError leaves the old one."""
     with replaced_atomically(path) as temporary:
-        temporary.write_text(json.dumps(plain(value), indent=2) + "\n")
+        write_durably(temporary, data)
+
+
+def write_durably(path: Path, data: bytes | bytearray) -> None:
+    """Write a new file and wait until the disk has it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_folder(path: Path) -> None:
+    """Wait until the disk has the names in a folder: a rename alone may be lost in a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    replace(path, (json.dumps(plain(value), indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; OSError if it can't be read, ValueError if it is no JSON, however deep."""
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
 
 
 def plain(value: Any) -> Any:
