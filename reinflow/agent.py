@@ -12,12 +12,11 @@ from typing import Any, TypeVar, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nets.critic import PrivilegedValueNetwork, ValueNetwork
 from nets.unet1d import ShortCutVelocityUNet1D
 from nets.vision import random_shift
-from reinflow.algos.advantages import return_scale
+from reinflow.algos.advantages import mean_over, return_scale
 from reinflow.algos.ppo import MAX_LOG_RATIO, PPOConfig, clipped_surrogate, scaled_log_ratio
 from reinflow.algos.schedules import NoiseConfig
 from reinflow.errors import UserError
@@ -222,8 +221,10 @@ class ReinFlowAgent(nn.Module):
         self.env_steps = step
         self.actor.set_noise_bounds_(*self.noise.bounds(step))
 
-    def value_loss(self, cond: Float[Tensor, "b z"], returns: Float[Tensor, "b"]) -> Float[Tensor, ""]:
-        return F.mse_loss(self.critic(cond.detach()), returns)
+    def value_loss(
+        self, cond: Float[Tensor, "b z"], returns: Float[Tensor, "b"], valid: Float[Tensor, "b"] | None = None
+    ) -> Float[Tensor, ""]:
+        return mean_over((self.critic(cond.detach()) - returns).square(), valid)
 
     def compute_ppo_loss(
         self,
@@ -235,8 +236,11 @@ class ReinFlowAgent(nn.Module):
         old_means: Float[Tensor, "b k h a"] | None = None,
         old_stds: Float[Tensor, "b k h a"] | None = None,
         critic_obs: Float[Tensor, "b p"] | None = None,
+        valid: Float[Tensor, "b"] | None = None,
     ) -> dict[str, Tensor]:
-        """`loss` and its parts. `actions` are denoising chains, `advantages` are normalised already.
+        """`loss` and its parts, over the rows where `valid` is 1 (all when it is None).
+
+        `actions` are denoising chains, `advantages` are normalised already.
 
         `critic_obs` is what V sees, where that is not the condition. `approx_kl` is in joint nats; without the old
         moments it is estimated from the log-ratios.
@@ -245,9 +249,9 @@ class ReinFlowAgent(nn.Module):
         log_prob = chain_log_prob(actions, means, stds, self.scored)
         log_ratio = scaled_log_ratio(log_prob, old_log_probs, self.num_scored, self.config.logprob_reduction)
         ratio = log_ratio.clamp_max(MAX_LOG_RATIO).exp()
-        policy_loss = clipped_surrogate(ratio, advantages, self.config.clip_ratio)
-        value_loss = self.value_loss(obs_cond if critic_obs is None else critic_obs, returns)
-        entropy = chain_entropy(stds, self.scored).mean()
+        policy_loss = clipped_surrogate(ratio, advantages, self.config.clip_ratio, valid)
+        value_loss = self.value_loss(obs_cond if critic_obs is None else critic_obs, returns, valid)
+        entropy = mean_over(chain_entropy(stds, self.scored), valid)
         loss = policy_loss + self.config.value_coef * value_loss - self.config.entropy_coef * entropy
         with torch.no_grad():
             if old_means is not None and old_stds is not None:
@@ -255,14 +259,14 @@ class ReinFlowAgent(nn.Module):
             else:
                 difference = log_prob - old_log_probs
                 kl = difference.exp() - 1 - difference
-            deviation = (ratio - 1).abs()
+            deviation = (ratio - 1).abs() if valid is None else (ratio - 1).abs() * valid
         return {
             "loss": loss,
             "policy_loss": policy_loss,
             "value_loss": value_loss,
             "entropy_loss": -entropy,
-            "approx_kl": kl.mean(),
-            "clip_fraction": (deviation > self.config.clip_ratio).float().mean(),
+            "approx_kl": mean_over(kl, valid),
+            "clip_fraction": mean_over((deviation > self.config.clip_ratio).float(), valid),
             "ratio_deviation": deviation.max(),
         }
 

@@ -18,12 +18,17 @@ def gae(
     terminated: Bool[Tensor, "r n"],
     ended: Bool[Tensor, "r n"],
     gae_lambda: float,
+    valid: Float[Tensor, "r n"] | None = None,
 ) -> Float[Tensor, "r n"]:
     """Advantages; `discount` is gamma ** executed, `next_value` is V of the decision's true last observation.
 
     delta = R + discount * (1 - terminated) * V' - V;   A = delta + discount * lambda * (1 - ended) * A_next
+
+    A decision whose `valid` is 0 has no outcome: A is 0 there, and those before it bootstrap from its V.
     """
     delta = reward + discount * ~terminated * next_value - value
+    if valid is not None:
+        delta = delta * valid
     decay = discount * gae_lambda * ~ended
     advantage = torch.empty_like(delta)
     following = torch.zeros_like(delta[0])
@@ -32,9 +37,18 @@ def gae(
     return advantage
 
 
-def normalized(advantages: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Zero mean and unit std over the whole update batch."""
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+def mean_over(values: Float[Tensor, "..."], valid: Float[Tensor, "..."] | None) -> Float[Tensor, ""]:
+    """Mean of the values where `valid` is 1, which is all of them when it is None; 0 where there is none."""
+    return values.mean() if valid is None else (values * valid).sum() / valid.sum().clamp_min(1)
+
+
+def normalized(advantages: Float[Tensor, "..."], valid: Float[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
+    """Zero mean and unit std over the whole update batch, of which decisions that are not valid are no part."""
+    if valid is None:
+        return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    centred = (advantages - mean_over(advantages, valid)) * valid
+    variance = centred.square().sum() / (valid.sum() - 1).clamp_min(1)
+    return centred / (variance.sqrt() + 1e-8)
 
 
 def return_scale(gamma: float) -> float:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from nets.vision import random_shift
+from reinflow.algos.guard import StepGuard
 from reinflow.errors import UserError
 from reinflow.policies.base import Policy
 from reinflow.policies.ema import EMA
@@ -37,11 +39,18 @@ class BCConfig:
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> LRScheduler:
-    """Linear rise over `warmup` iterations, then a cosine to 0 at `total`."""
+    """Linear rise over `warmup` iterations, then a cosine to 0 at `total`.
+
+    A function of the iteration alone, so that a run that is resumed with another length follows the curve of that one.
+    """
     warmup = max(min(warmup, total // 10), 1)
-    rise = LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup)
-    fall = CosineAnnealingLR(optimizer, T_max=max(total - warmup, 1))
-    return SequentialLR(optimizer, [rise, fall], milestones=[warmup])
+
+    def share_of_peak(iteration: int) -> float:
+        if iteration < warmup:
+            return (1 + iteration * (1 - 1 / warmup)) / warmup
+        return (1 + math.cos(math.pi * min((iteration - warmup) / max(total - warmup, 1), 1))) / 2
+
+    return LambdaLR(optimizer, share_of_peak)
 
 
 def regression_loss(policy: Policy, teacher: Policy | None, obs: Obs, chunk: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,6 +73,7 @@ class BehaviorCloning:
             policy.parameters(), lr=config.lr, betas=(0.95, 0.999), weight_decay=config.weight_decay, fused=True
         )
         self.scheduler = warmup_cosine(self.optimizer, config.lr_warmup, total_iters)
+        self.guard = StepGuard()
 
     def update(self, batch: Any) -> dict[str, Tensor]:
         """One gradient step on a batch with `obs` and `chunk`, in env units."""
@@ -79,18 +89,19 @@ class BehaviorCloning:
         return obs | random_shift({name: obs[name] for name in image.names}, self.config.random_shift)
 
     def descend(self, loss: Tensor) -> dict[str, Tensor]:
-        """Backward, clip, step, average."""
+        """Backward, clip, step unless that is not finite, average."""
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         rate = self.scheduler.get_last_lr()[0]
-        self.optimizer.step()
+        self.guard.step(loss, [(self.optimizer, norm)])
         self.scheduler.step()
         self.ema.update(self.policy)
         return {
             "losses/total": loss.detach(),
             "losses/grad_norm": norm,
             "charts/learning_rate": torch.tensor(rate),
+            **{f"losses/{name}": value for name, value in self.guard.metrics().items()},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,3 +117,4 @@ class BehaviorCloning:
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.guard.reset()

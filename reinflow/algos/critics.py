@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from nets.critic import QEnsemble, ValueNetwork
 from reinflow.algos.advantages import return_scale
+from reinflow.algos.guard import StepGuard
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,12 @@ class Critics(nn.Module):
         self.q = QEnsemble(cond_dim, chunk_dim, config.num_qs, config.q_hidden_dim)
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
         self.value = ValueNetwork(cond_dim, scale=return_scale(config.gamma))
-        self.optimizer = torch.optim.Adam(
-            [*self.q.parameters(), *self.value.parameters()], lr=config.lr_critic, fused=True
-        )
+        self.optimizer = torch.optim.Adam(self.trained(), lr=config.lr_critic, fused=True)
+        self.guard = StepGuard()
+
+    def trained(self) -> list[nn.Parameter]:
+        """What the optimiser moves."""
+        return [*self.q.parameters(), *self.value.parameters()]
 
     def update(
         self,
@@ -91,8 +95,10 @@ class Critics(nn.Module):
         value = self.value(cond)
         value_loss = expectile_loss(behaviour_q, value, self.config.expectile)
         self.optimizer.zero_grad()
-        (q_loss + value_loss).backward()
-        self.optimizer.step()
+        loss = q_loss + value_loss
+        loss.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in self.trained() if p.grad is not None])
+        self.guard.step(loss, [(self.optimizer, norm)])
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target_q.parameters()), list(self.q.parameters()), self.config.tau)
         return {
@@ -101,6 +107,7 @@ class Critics(nn.Module):
             "losses/q_mean": q.detach().mean(),
             "losses/q_std": q.detach().std(0).mean(),
             "losses/value_mean": value.detach().mean(),
+            **{f"losses/critic_{name}": count for name, count in self.guard.metrics().items()},
         }
 
     def pessimistic(self, q: Float[Tensor, "q b"]) -> Float[Tensor, "b"]:
@@ -125,3 +132,4 @@ class Critics(nn.Module):
     def load_training_state(self, state: dict[str, Any]) -> None:
         self.load_state_dict(state["critics"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.guard.reset()

@@ -15,7 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nets.critic import PrivilegedValueNetwork
-from reinflow.algos.advantages import explained_variance, normalized
+from reinflow import interrupts
+from reinflow.algos.advantages import explained_variance, mean_over, normalized
+from reinflow.algos.guard import StepGuard
 from reinflow.algos.rollout import RolloutBuffer, Rows
 
 if TYPE_CHECKING:
@@ -76,11 +78,14 @@ def scaled_log_ratio(
 
 
 def clipped_surrogate(
-    ratio: Float[Tensor, "b"], advantages: Float[Tensor, "b"], clip_ratio: float
+    ratio: Float[Tensor, "b"],
+    advantages: Float[Tensor, "b"],
+    clip_ratio: float,
+    valid: Float[Tensor, "b"] | None = None,
 ) -> Float[Tensor, ""]:
-    """PPO's pessimistic objective, as a loss (eq. 7)."""
+    """PPO's pessimistic objective, as a loss (eq. 7), over the rows where `valid` is 1."""
     clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
-    return -torch.min(ratio * advantages, clipped * advantages).mean()
+    return -mean_over(torch.min(ratio * advantages, clipped * advantages), valid)
 
 
 class PPO:
@@ -100,6 +105,7 @@ class PPO:
         ]
         self.actor_optimizer = torch.optim.Adam(groups, eps=1e-5, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critic_parameters, lr=config.lr_critic, eps=1e-5, fused=True)
+        self.guard = StepGuard()
 
     def update(
         self, buffer: RolloutBuffer, generator: torch.Generator | None = None, *, critic_only: bool = False
@@ -115,11 +121,12 @@ class PPO:
             "action_clip_fraction": (data["actions"][:, :, -1].abs() > 1).float().mean(),
         }
         if critic_only:
-            return metrics | mean_of(self.critic_epochs(buffer, generator, self.config.ppo_epochs))
+            metrics |= mean_of(self.critic_epochs(buffer, generator, self.config.ppo_epochs))
+            return metrics | self.guard.metrics()
         if "stds" in data:
             metrics |= std_percentiles(data["stds"])
         if self.config.normalize_advantages:
-            data["advantages"] = normalized(data["advantages"])
+            data["advantages"] = normalized(data["advantages"], data["valid"])
         steps: list[dict[str, Tensor]] = []
         epochs = 0
         for _ in range(self.config.ppo_epochs):
@@ -132,12 +139,14 @@ class PPO:
         metrics["ratio_deviation"] = steps[0]["ratio_deviation"]
         metrics["final_kl"] = mean_of(epoch)["approx_kl"]
         metrics["epochs"] = torch.tensor(float(epochs))
+        metrics |= self.guard.metrics()
         self.actor_optimizer.zero_grad()
         self.critic_optimizer.zero_grad()
         return metrics
 
     def step(self, rows: Rows) -> dict[str, Tensor]:
         """One gradient step of actor and critic on a minibatch."""
+        interrupts.check()
         losses = self.agent.compute_ppo_loss(
             obs_cond=self.agent.condition(rows["obs"]),
             actions=rows["actions"],
@@ -147,17 +156,24 @@ class PPO:
             old_means=rows.get("means"),
             old_stds=rows.get("stds"),
             critic_obs=rows.get("critic_obs"),
+            valid=rows.get("valid"),
         )
         self.actor_optimizer.zero_grad()
         self.critic_optimizer.zero_grad()
-        losses.pop("loss").backward()
+        loss = losses.pop("loss")
+        loss.backward()
         limit = self.config.max_grad_norm
         noise_gradients = [p.grad for p in self.noise_parameters if p.grad is not None]
         losses["grad_norm_noise"] = nn.utils.get_total_norm(noise_gradients)
         losses["grad_norm_actor"] = nn.utils.clip_grad_norm_(self.velocity_parameters + self.noise_parameters, limit)
         losses["grad_norm_critic"] = nn.utils.clip_grad_norm_(self.critic_parameters, limit)
-        self.actor_optimizer.step()
-        self.critic_optimizer.step()
+        self.guard.step(
+            loss,
+            [
+                (self.actor_optimizer, losses["grad_norm_actor"]),
+                (self.critic_optimizer, losses["grad_norm_critic"]),
+            ],
+        )
         return {name: value.detach() for name, value in losses.items()}
 
     def critic_epochs(
@@ -167,12 +183,13 @@ class PPO:
         steps = []
         seen = "critic_obs" if "critic_obs" in buffer.data else "obs"
         for _ in range(epochs):
-            for rows in buffer.minibatches(self.config.minibatch_size, generator, names=(seen, "returns")):
-                loss = self.agent.value_loss(rows[seen], rows["returns"])
+            for rows in buffer.minibatches(self.config.minibatch_size, generator, names=(seen, "returns", "valid")):
+                interrupts.check()
+                loss = self.agent.value_loss(rows[seen], rows["returns"], rows["valid"])
                 self.critic_optimizer.zero_grad()
                 (self.config.value_coef * loss).backward()
                 norm = nn.utils.clip_grad_norm_(self.critic_parameters, self.config.max_grad_norm)
-                self.critic_optimizer.step()
+                self.guard.step(loss, [(self.critic_optimizer, norm)])
                 steps.append({"value_loss": loss.detach(), "grad_norm_critic": norm})
         return steps
 
@@ -182,6 +199,7 @@ class PPO:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.actor_optimizer.load_state_dict(state["actor"])
         self.critic_optimizer.load_state_dict(state["critic"])
+        self.guard.reset()
 
 
 def std_percentiles(stds: Float[Tensor, "..."], most: int = 100_000) -> dict[str, Tensor]:

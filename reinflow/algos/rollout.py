@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -48,7 +49,7 @@ class RolloutBuffer:
         self._obs_dim = obs_dim
         self._shapes = {
             "actions": (num_inference_steps + 1, pred_horizon, act_dim),
-            **dict.fromkeys(("reward", "value", "log_probs", "executed", "final_value"), ()),
+            **dict.fromkeys(("reward", "value", "log_probs", "executed", "final_value", "valid"), ()),
         }
         self._flags = ("done", "terminated")
         self.data: Rows = {}
@@ -72,6 +73,7 @@ class RolloutBuffer:
         log_prob: Float[Tensor, "n"],
         done: Bool[Tensor, "n"],
         *,
+        valid: Bool[Tensor, "n"] | None = None,
         executed: Tensor | None = None,
         terminated: Bool[Tensor, "n"] | None = None,
         final_value: Float[Tensor, "n"] | None = None,
@@ -83,8 +85,11 @@ class RolloutBuffer:
 
         `executed` env steps count 1 when left out; a `done` decision without `terminated` is taken as terminated; one
         that was truncated needs `final_value`, V of its true last observation. `means` and `stds` are for the
-        closed-form KL, `critic_obs` for a critic that sees something else: pass them always or never. Raises ValueError
-        when full, or when `actions` is a chunk instead of the chain that produced it.
+        closed-form KL, `critic_obs` for a critic that sees something else: pass them always or never. Where `valid` is
+        false (nowhere when it is left out) the decision has no outcome, must be `done`, may hold numbers that aren't
+        finite, and has no part in any loss.
+
+        Raises ValueError when full, or when `actions` is a chunk instead of the chain that produced it.
         """
         if self.full:
             raise ValueError(f"the rollout buffer holds its {self.count} decisions per env: call reset() first")
@@ -105,11 +110,14 @@ class RolloutBuffer:
         if not self.data:
             self._allocate(len(reward), row)
         for name, entry in row.items():
+            if valid is not None and name not in self._flags and not isinstance(entry, float):
+                entry = mapped(entry, partial(blanked, valid=valid, blank=1 if name == "stds" else 0))
             if isinstance(entry, dict):
                 for part, value in entry.items():
                     self.data[name][part][self.count] = value
             else:
                 self.data[name][self.count] = entry
+        self.data["valid"][self.count] = 1.0 if valid is None else valid
         self.count += 1
 
     def _allocate(self, num_envs: int, row: dict[str, Any]) -> None:
@@ -146,6 +154,7 @@ class RolloutBuffer:
             data["terminated"],
             data["done"],
             self.gae_lambda,
+            data["valid"],
         )
         data["returns"] = data["advantages"] + data["value"]
 
@@ -168,4 +177,9 @@ class RolloutBuffer:
 
 def mapped(entry: Tensor | Obs, function: Callable[[Tensor], Tensor]) -> Any:
     """`function` of a tensor, or of every tensor of an observation."""
-    return function(entry) if isinstance(entry, Tensor) else {name: function(part) for name, part in entry.items()}
+    return {name: function(part) for name, part in entry.items()} if isinstance(entry, dict) else function(entry)
+
+
+def blanked(entry: Tensor, valid: Bool[Tensor, "n"], blank: float) -> Tensor:
+    """Harmless numbers in rows that aren't valid, since 0 * NaN is NaN."""
+    return torch.where(valid.view(-1, *(1,) * (entry.dim() - 1)), entry, blank)

@@ -1,0 +1,45 @@
+"""Keeps a loss or gradient that is not finite out of the weights, without waiting for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+MOST_IN_A_ROW = 10
+"""skipped steps in a row after which a run goes back to its last checkpoint"""
+
+
+class StepGuard:
+    """Steps fused optimisers, which leave weights and moments as they are where their `found_inf` is 1.
+
+    Its counters stay on the device; the logger reads them with the other metrics.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was skipped."""
+        self.skipped: Tensor | float = 0.0
+        self.in_a_row: Tensor | float = 0.0
+        self.longest: Tensor | float = 0.0
+
+    def step(self, loss: Float[Tensor, ""], parts: Iterable[tuple[torch.optim.Optimizer, Float[Tensor, ""]]]) -> None:
+        """Step each optimiser unless `loss`, or the gradient norm that it comes with, is not finite."""
+        skipped: Float[Tensor, ""] | None = None
+        for optimizer, norm in parts:
+            bad = (loss.detach() + norm).isfinite().logical_not().float()
+            optimizer.found_inf = bad  # type: ignore[attr-defined]
+            optimizer.step()
+            skipped = bad if skipped is None else torch.maximum(skipped, bad)
+        if skipped is not None:
+            self.skipped = self.skipped + skipped
+            self.in_a_row = (self.in_a_row + 1) * skipped
+            self.longest = self.in_a_row.clamp(min=self.longest)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Skipped steps since the start, and the most of them in a row."""
+        return {"skipped_steps": torch.as_tensor(self.skipped), "skipped_in_a_row": torch.as_tensor(self.longest)}
