@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from reinflow import interrupts
 from reinflow.types import ChunkEnv
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def evaluate(
         pending = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
         result = torch.zeros(env.num_envs, 5, device=env.device)
         while pending.any():
+            interrupts.check()
             before = time.perf_counter()
             actions = policy.act(obs, generator=generator, num_steps=num_inference_steps)
             if env.device.type == "cuda":
@@ -85,11 +87,13 @@ def evaluate(
             result[:, 4] += pending
             stats = step.episode
             columns = (stats.success_once, stats.success_at_end, stats.return_, stats.length)
-            first_end = pending & step.ended
+            # an episode that broke counts as it stood: a policy that breaks its env shall not gain by a new start
+            over = step.ended | step.broken
+            first_end = pending & over
             result[:, :4] = torch.where(
                 first_end[:, None], torch.stack([c.float() for c in columns], dim=1), result[:, :4]
             )
-            pending &= ~step.ended
+            pending &= ~over
             calls.append(1)
             obs = step.obs
         rounds.append(result)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -106,6 +106,12 @@ class BatchedEnv(Protocol):
         """`render` tells whether anyone will look at this frame's pictures."""
         ...
 
+    def random_state(self) -> Any:
+        """What unseeded resets draw from, as data; None where the env can't be brought back to where it was."""
+        ...
+
+    def set_random_state(self, state: Any) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -138,6 +144,9 @@ class ChunkStep:
     truncated: Bool[Tensor, "n"]
     """the time limit ended it: bootstrap from `final_obs`"""
     episode: EpisodeStats
+    broken: Bool[Tensor, "n"]
+    """an observation, reward or action was not usable, or its worker died: the decision has no outcome and its episode
+    is cut; neither terminated nor truncated"""
 
     @property
     def ended(self) -> Bool[Tensor, "n"]:
@@ -156,6 +165,14 @@ class ChunkEnv(Protocol):
 
     def step_chunk(self, actions: Float[Tensor, "n e a"]) -> ChunkStep:
         """Execute the chunk in env units; actions beyond an env's end are not executed there."""
+        ...
+
+    def state(self) -> Any:
+        """Where all envs are, as data; None where that can't be brought back."""
+        ...
+
+    def restore(self, state: Any) -> Obs | None:
+        """Go on from a `state` of equal envs, to the bit; None where that fails, and `reset` has to follow."""
         ...
 
     def close(self) -> None: ...

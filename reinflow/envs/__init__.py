@@ -151,6 +151,13 @@ class OnDevice:
     def step_chunk(self, actions: torch.Tensor):
         return moved(self.env.step_chunk(actions.to(self.env.device)), self.device)
 
+    def state(self):
+        return self.env.state()
+
+    def restore(self, state):
+        obs = self.env.restore(state)
+        return None if obs is None else moved(obs, self.device)
+
     def close(self) -> None:
         self.env.close()
 

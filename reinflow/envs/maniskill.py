@@ -27,6 +27,7 @@ from reinflow.envs.cameras import (
 )
 from reinflow.envs.config import CompleteEnvConfig
 from reinflow.errors import UserError
+from reinflow.rng import numpy_state, set_numpy_state_
 from reinflow.types import EnvSpec, StepResult
 
 NO_LIMIT = 10**9
@@ -112,8 +113,22 @@ class ManiSkillEnv:
         """What the camera for people sees now."""
         return self.env.render_rgb_array()
 
+    def random_state(self) -> dict[str, Any] | None:
+        """None on a GPU, whose simulation does not repeat to the bit."""
+        if self.device.type == "cuda":
+            return None
+        return {"torch": list(self._randomness), "numpy": numpy_state(*self._numpy_generators())}
+
+    def set_random_state(self, state: dict[str, Any]) -> None:
+        self._randomness = list(state["torch"])
+        set_numpy_state_(state["numpy"], *self._numpy_generators())
+
     def close(self) -> None:
         self.env.close()
+
+    def _numpy_generators(self) -> list[Any]:
+        """ManiSkill's own, one of each kind per env."""
+        return [*self.env._batched_main_rng.rngs, *self.env._batched_episode_rng.rngs]
 
     @contextmanager
     def _own_randomness(self, seed: int | None) -> Iterator[None]:

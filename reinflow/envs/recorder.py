@@ -56,6 +56,11 @@ class Recorder:
         self._over = still | result.terminated.cpu() | (self._steps >= self.spec.max_episode_steps)
         return result
 
+    def random_state(self) -> None:
+        """A film is not resumed."""
+
+    def set_random_state(self, state: None) -> None: ...
+
     def close(self) -> None:
         self.env.close()
 

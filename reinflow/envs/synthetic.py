@@ -77,5 +77,11 @@ class SyntheticEnv:
         made = {"rgb": rgb, "depth": rgb[..., :1].to(torch.int16) * 8}
         return frame | {name: made[name] for name in self.spec.image.names}
 
+    def random_state(self) -> Tensor:
+        return self.generator.get_state()
+
+    def set_random_state(self, state: Tensor) -> None:
+        self.generator.set_state(state.cpu())
+
     def close(self) -> None:
         pass

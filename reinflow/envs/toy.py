@@ -78,6 +78,12 @@ class ToyEnv:
         reward = 0.5 * (1 - distance / 3) + 0.5 * success
         return StepResult(self._obs(), reward, success, success & self.terminate_on_success)
 
+    def random_state(self) -> Tensor:
+        return self.generator.get_state()
+
+    def set_random_state(self, state: Tensor) -> None:
+        self.generator.set_state(state.cpu())
+
     def close(self) -> None:
         pass
 

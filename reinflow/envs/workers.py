@@ -2,6 +2,9 @@
 
 SAPIEN holds the interpreter lock while it steps, so processes are what uses several cores. Tensors travel through
 shared memory, the pipe carries only words. Worker w draws its start states from `seed + 1000 * w`.
+
+A worker that dies, hangs or fails is replaced: its envs start new episodes, its chunk counts as broken, and the others
+don't notice.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ import multiprocessing
 import signal
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import torch
@@ -19,6 +24,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from reinflow.errors import UserError
+from reinflow.rng import rng_state, set_rng_state
 from reinflow.types import BatchedEnv, ChunkEnv, ChunkStep, EpisodeStats, Obs, StepResult
 
 SEED_STRIDE = 1000
@@ -29,6 +35,11 @@ START_SECONDS = 300
 CHUNK_SECONDS = 300
 """longer than any chunk takes; a worker that is silent for so long hangs"""
 
+RESTART_STRIDE = 500_000_003
+"""between the seeds of a worker and of the one that replaces it"""
+MOST_FAILURES = 3
+"""times in a row that a worker may fail without having finished a chunk in between"""
+
 EnvMaker = Callable[[int, int], ChunkEnv]
 """(num_envs, worker index) -> env; must be picklable"""
 
@@ -37,73 +48,113 @@ class WorkerError(RuntimeError):
     """A worker failed or died; its traceback is in the message."""
 
 
+@dataclass
+class Worker:
+    """One process and its rows."""
+
+    process: SpawnProcess
+    pipe: Connection
+    first: int
+    count: int
+    failures: int = 0
+    """in a row"""
+    started: int = 1
+    """processes so far"""
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.first + self.count)
+
+
 class WorkerChunkEnv:
     """`num_envs` envs in `num_workers` processes, seen as one `ChunkEnv` on the CPU."""
 
     device = torch.device("cpu")
 
-    def __init__(self, make: EnvMaker, num_envs: int, num_workers: int, act_horizon: int):
-        """UserError from a worker's construction is raised here as it is; `num_workers` is limited to `num_envs`."""
+    def __init__(
+        self, make: EnvMaker, num_envs: int, num_workers: int, act_horizon: int, chunk_seconds: float = CHUNK_SECONDS
+    ):
+        """UserError from a worker's construction is raised here as it is; `num_workers` is limited to `num_envs`.
+
+        A worker that is silent for `chunk_seconds` hangs.
+        """
         self.num_envs = num_envs
+        self.chunk_seconds = chunk_seconds
+        self._make = make
         num_workers = min(num_workers, num_envs)
         shares = [num_envs // num_workers + (index < num_envs % num_workers) for index in range(num_workers)]
-        context = multiprocessing.get_context("spawn")
-        self._pipes: list[Connection] = []
-        self._processes = []
+        self._workers: list[Worker] = []
         for index, share in enumerate(shares):
-            mine, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, make, share, index), daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(mine)
-            self._processes.append(process)
+            process, pipe = self._spawn(index, share)
+            self._workers.append(Worker(process, pipe, sum(shares[:index]), share))
         try:
             described = [self._receive(index, START_SECONDS) for index in range(num_workers)]
             self.spec, self.obs_horizon, obs = described[0]
             self._allocate(obs, act_horizon)
-            first = 0
-            for index, share in enumerate(shares):
-                self._pipes[index].send(("share", rows(self._shared, first, first + share)))
-                first += share
             for index in range(num_workers):
-                self._receive(index, START_SECONDS)
+                self._share(index)
         except BaseException:
             self.close()
             raise
 
     def reset(self, seed: int | None = None) -> Obs:
-        self._ask("reset", [None if seed is None else seed + SEED_STRIDE * index for index in range(len(self._pipes))])
-        return {name: value.clone() for name, value in self._shared["obs"].items()}
+        seeds = [None if seed is None else seed + SEED_STRIDE * index for index in range(len(self._workers))]
+        self._ask("reset", seeds)
+        return self._cloned("obs")
 
     def step_chunk(self, actions: Float[Tensor, "n e a"]) -> ChunkStep:
         if actions.shape != self._shared["actions"].shape:
             wanted = tuple(self._shared["actions"].shape)
             raise ValueError(f"{self.spec.env_id} takes actions of shape {wanted}, got {tuple(actions.shape)}")
         self._shared["actions"].copy_(actions)
-        self._ask("step", [None] * len(self._pipes))
-        shared = self._shared
-        episode = EpisodeStats(**{name: value.clone() for name, value in shared["episode"].items()})
-        parts = {name: shared[name].clone() for name in ("reward", "executed", "terminated", "truncated")}
-        obs, final_obs = (
-            {name: value.clone() for name, value in shared[which].items()} for which in ("obs", "final_obs")
+        _, failed = self._ask("step", [None] * len(self._workers))
+        for index in failed:
+            cut(rows(self._shared, self._workers[index].rows))
+        names = ("reward", "executed", "terminated", "truncated", "broken")
+        return ChunkStep(
+            obs=self._cloned("obs"),
+            final_obs=self._cloned("final_obs"),
+            episode=EpisodeStats(**self._cloned("episode")),
+            **{name: self._shared[name].clone() for name in names},
         )
-        return ChunkStep(obs=obs, final_obs=final_obs, episode=episode, **parts)
+
+    def state(self) -> list[Any] | None:
+        """Of every worker; None if one of them has none."""
+        states, _ = self._ask("state", [None] * len(self._workers))
+        return None if any(state is None or state["env"] is None for state in states) else states
+
+    def restore(self, state: list[Any]) -> Obs | None:
+        if len(state) != len(self._workers):
+            return None
+        exact, _ = self._ask("restore", state)
+        return self._cloned("obs") if all(exact) else None
 
     def close(self) -> None:
         """Stop the workers; one that does not leave within seconds is killed."""
-        for pipe in self._pipes:
-            try:
-                pipe.send(("close", None))
-            except OSError:
-                continue
-        for process in self._processes:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        for pipe in self._pipes:
-            pipe.close()
-        self._pipes, self._processes = [], []
+        for worker in self._workers:
+            with contextlib.suppress(OSError):
+                worker.pipe.send(("close", None))
+        for worker in self._workers:
+            worker.process.join(timeout=5)
+            end(worker)
+        self._workers = []
+
+    def _spawn(self, index: int, share: int) -> tuple[SpawnProcess, Connection]:
+        context = multiprocessing.get_context("spawn")
+        mine, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, self._make, share, index), daemon=True)
+        process.start()
+        theirs.close()
+        return process, mine
+
+    def _share(self, index: int) -> None:
+        """Give a worker that has described itself its rows of the shared tensors."""
+        worker = self._workers[index]
+        worker.pipe.send(("share", rows(self._shared, worker.rows)))
+        self._receive(index, START_SECONDS)
+
+    def _cloned(self, name: str) -> dict[str, Tensor]:
+        return {key: value.clone() for key, value in self._shared[name].items()}
 
     def _allocate(self, obs: Obs, act_horizon: int) -> None:
         count = self.num_envs
@@ -119,6 +170,7 @@ class WorkerChunkEnv:
             "executed": shared((), torch.long),
             "terminated": shared((), torch.bool),
             "truncated": shared((), torch.bool),
+            "broken": shared((), torch.bool),
             "episode": {
                 "return_": shared(()),
                 "length": shared((), torch.long),
@@ -127,30 +179,54 @@ class WorkerChunkEnv:
             },
         }
 
-    def _ask(self, word: str, contents: list[Any]) -> None:
-        """Tell every worker and wait for all answers."""
-        if not self._pipes:
+    def _ask(self, word: str, contents: list[Any]) -> tuple[list[Any], list[int]]:
+        """Tell every worker and wait; returns all answers, and which workers failed and were replaced meanwhile."""
+        if not self._workers:
             raise WorkerError("the simulator workers are closed: make a new env")
+        failed: dict[int, WorkerError] = {}
+        answers: list[Any] = [None] * len(self._workers)
         try:
-            for index, (pipe, content) in enumerate(zip(self._pipes, contents, strict=True)):
+            for index, (worker, content) in enumerate(zip(self._workers, contents, strict=True)):
                 try:
-                    pipe.send((word, content))
+                    worker.pipe.send((word, content))
                 except OSError:
-                    raise self._died(index) from None
-            for index in range(len(self._pipes)):
-                self._receive(index, CHUNK_SECONDS)
+                    failed[index] = self._died(index)
+            for index in range(len(self._workers)):
+                if index in failed:
+                    continue
+                try:
+                    answers[index] = self._receive(index, self.chunk_seconds)
+                    self._workers[index].failures = 0
+                except WorkerError as error:
+                    failed[index] = error
+            for index, reason in failed.items():
+                self._replace(index, reason)
         except BaseException:
             # the answers of the other workers are still in their pipes: no later message could be matched
             self.close()
             raise
+        return answers, list(failed)
+
+    def _replace(self, index: int, error: WorkerError) -> None:
+        """Start another process for a worker's rows; raise `error` where that was tried too often."""
+        worker = self._workers[index]
+        worker.failures += 1
+        if worker.failures >= MOST_FAILURES:
+            raise WorkerError(f"{error}; {MOST_FAILURES} times in a row, so starting it again does not help")
+        print(f"warning: {error}; starting it again with new episodes", flush=True)
+        end(worker)
+        worker.process, worker.pipe = self._spawn(index, worker.count)
+        worker.started += 1
+        self._receive(index, START_SECONDS)
+        self._share(index)
+        worker.pipe.send(("reset", SEED_STRIDE * index + RESTART_STRIDE * worker.started))
+        self._receive(index, START_SECONDS)
 
     def _receive(self, index: int, seconds: float) -> Any:
-        pipe = self._pipes[index]
+        pipe = self._workers[index].pipe
         try:
             if not pipe.poll(seconds):
-                raise WorkerError(
-                    f"simulator worker {index} has not answered for {seconds} s: it hangs; start the run again"
-                )
+                raise WorkerError(f"simulator worker {index} has not answered for {seconds:g} s: it hangs")
             word, content = pipe.recv()
         except (EOFError, ConnectionResetError):
             raise self._died(index) from None
@@ -161,24 +237,41 @@ class WorkerChunkEnv:
         return content
 
     def _died(self, index: int) -> WorkerError:
-        process = self._processes[index]
+        process = self._workers[index].process
         process.join(timeout=1)
         return WorkerError(
             f"simulator worker {index} died (exit code {process.exitcode}); -9 is out of memory: lower --num_envs"
         )
 
 
-def rows(shared: dict[str, Any], first: int, last: int) -> dict[str, Any]:
+def end(worker: Worker) -> None:
+    """Whatever the process does, it is gone afterwards."""
+    if worker.process.is_alive():
+        worker.process.kill()
+    worker.process.join()
+    worker.pipe.close()
+
+
+def cut(mine: dict[str, Any]) -> None:
+    """What a chunk is for the envs of a worker that was replaced while it ran; `obs` are those of new episodes."""
+    for name, value in mine["final_obs"].items():
+        value.copy_(mine["obs"][name])
+    for value in (*mine["episode"].values(), *(mine[name] for name in ("reward", "executed"))):
+        value.zero_()
+    mine["terminated"].fill_(False)
+    mine["truncated"].fill_(False)
+    mine["broken"].fill_(True)
+
+
+def rows(shared: dict[str, Any], mine: slice) -> dict[str, Any]:
     """Views of the rows of one worker."""
-    return {
-        name: rows(value, first, last) if isinstance(value, dict) else value[first:last]
-        for name, value in shared.items()
-    }
+    return {name: rows(value, mine) if isinstance(value, dict) else value[mine] for name, value in shared.items()}
 
 
 def serve(pipe: Connection, make: EnvMaker, num_envs: int, index: int) -> None:
     """A worker's life: make the env, describe it, then answer `reset` and `step` until `close`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the trainer closes us
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # they may go to the whole group; the trainer closes us
     torch.set_num_threads(1)
     try:
         env = make(num_envs, index)
@@ -190,11 +283,7 @@ def serve(pipe: Connection, make: EnvMaker, num_envs: int, index: int) -> None:
             if word == "close":
                 env.close()
                 return
-            if word == "reset":
-                write(shared["obs"], env.reset(seed=content))
-            else:
-                write(shared, vars(env.step_chunk(shared["actions"])))
-            pipe.send(("done", None))
+            pipe.send(("done", answer(env, word, content, shared)))
     except (EOFError, KeyboardInterrupt):
         return  # the trainer is gone
     except UserError as error:
@@ -202,6 +291,23 @@ def serve(pipe: Connection, make: EnvMaker, num_envs: int, index: int) -> None:
     except Exception:
         with contextlib.suppress(OSError):  # the trainer is gone
             pipe.send(("error", traceback.format_exc()))
+
+
+def answer(env: ChunkEnv, word: str, content: Any, shared: dict[str, Any]) -> Any:
+    """Do what the trainer asks for; what is large is written into the shared rows."""
+    if word == "reset":
+        write(shared["obs"], env.reset(seed=content))
+    elif word == "step":
+        write(shared, vars(env.step_chunk(shared["actions"])))
+    elif word == "state":
+        return {"env": env.state(), "rng": rng_state()}
+    elif word == "restore":
+        obs = env.restore(content["env"])
+        set_rng_state(content["rng"])
+        if obs is not None:
+            write(shared["obs"], obs)
+        return obs is not None
+    return None
 
 
 def write(shared: dict[str, Any], results: dict[str, Any]) -> None:
@@ -241,6 +347,14 @@ class Sequence:
     def picture(self) -> UInt8[Tensor, "n y x 3"]:
         """Of envs that can be filmed."""
         return torch.cat([env.picture() for env in self.envs])  # type: ignore[attr-defined]
+
+    def random_state(self) -> list[Any] | None:
+        states = [env.random_state() for env in self.envs]
+        return None if any(state is None for state in states) else states
+
+    def set_random_state(self, state: list[Any]) -> None:
+        for env, own in zip(self.envs, state, strict=True):
+            env.set_random_state(own)
 
     def close(self) -> None:
         for env in self.envs:

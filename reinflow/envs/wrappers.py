@@ -7,11 +7,17 @@ end up in a history: with 8 steps a chunk and a history of 2, that is 2 of 8.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reinflow.types import BatchedEnv, ChunkStep, EpisodeStats, Obs
+from reinflow.envs.replay import EpisodeLog
+from reinflow.types import BatchedEnv, ChunkStep, EpisodeStats, Obs, StepResult
+
+MOST_REWARD = 1e6
+"""a reward beyond is a simulator's accident"""
 
 
 class ObsHistory:
@@ -57,9 +63,11 @@ class ActionChunk:
         self.high = torch.tensor(env.spec.action_high, device=env.device)
         self.everywhere = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
         self.stats = self._fresh_stats()
+        self.log = EpisodeLog(act_horizon, env.spec.max_episode_steps)
 
     def reset(self, seed: int | None = None) -> Obs:
         """Start new episodes everywhere."""
+        self.log.begin(self.env, seed)
         self.history.refill(self.env.reset(seed=seed), self.everywhere)
         self.stats = self._fresh_stats()
         return self.history.snapshot()
@@ -67,19 +75,23 @@ class ActionChunk:
     def step_chunk(self, actions: Float[Tensor, "n e a"]) -> ChunkStep:
         """Execute a chunk in env units, clipped to the env's bounds; where an env ends, the rest is dropped.
 
-        Raises ValueError for actions of another shape, or that are NaN.
+        An env whose action, observation or reward is not usable is `broken`: cut and reset at the chunk's end, and the
+        others go on as if nothing had happened. Raises ValueError for actions of another shape.
         """
-        actions = self._checked(actions)
-        alive = self.everywhere
+        actions, alive = self._checked(actions)
         reward = torch.zeros(self.num_envs, device=self.device)
         executed = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
         terminated, truncated = ~self.everywhere, ~self.everywhere
+        broken = ~alive
         stats, seen = self.stats, self._frames_seen()
         for index in range(self.act_horizon):
             # on a GPU this test would wait for the simulator; there the dead steps are the cheaper choice
             if self.device.type == "cpu" and not alive.any():
                 break
             step = self.env.step(actions[:, index], render=index in seen)
+            usable = self._usable(step)
+            broken = broken | (alive & ~usable)
+            alive = alive & usable
             counted = torch.where(alive, step.reward, 0.0)
             reward = reward + self.gamma**index * counted
             executed = executed + alive
@@ -92,10 +104,27 @@ class ActionChunk:
             self.history.push(step.obs, alive)
             terminated = terminated | (alive & step.terminated)
             truncated = truncated | (alive & ~terminated & (stats.length >= self.spec.max_episode_steps))
-            alive = ~(terminated | truncated)
-        final_obs, ended = self.history.snapshot(), ~alive
-        self._restart(ended, stats)
-        return ChunkStep(self.history.snapshot(), final_obs, reward, executed, terminated, truncated, stats)
+            alive = ~(terminated | truncated | broken)
+        final_obs = self.history.snapshot()
+        self.log.add(self.env, actions, ~alive)
+        self._restart(~alive, stats)
+        self.log.turn(self.env)
+        return ChunkStep(self.history.snapshot(), final_obs, reward, executed, terminated, truncated, stats, broken)
+
+    def state(self) -> dict[str, Any] | None:
+        log = self.log.state()
+        return None if log is None else {"log": log, "frames": self.history.snapshot(), "stats": dict(vars(self.stats))}
+
+    def restore(self, state: dict[str, Any]) -> Obs | None:
+        if state is None or any(len(value) != self.num_envs for value in state["frames"].values()):
+            return None
+        newest = self.log.replay(self.env, state["log"])
+        self.history.frames = dict(state["frames"])
+        self.stats = EpisodeStats(**state["stats"])
+        pictures = () if self.spec.image is None else self.spec.image.names
+        compared = [name for name in self.history.frames if name not in pictures]
+        exact = all(torch.equal(self.history.frames[name][:, -1], newest[name]) for name in compared)
+        return self.history.snapshot() if exact else None
 
     def close(self) -> None:
         self.env.close()
@@ -108,13 +137,22 @@ class ActionChunk:
         ends = executes.unique().tolist()
         return {end - back for end in ends for back in range(1, self.obs_horizon + 1)}
 
-    def _checked(self, actions: Tensor) -> Tensor:
+    def _checked(self, actions: Tensor) -> tuple[Float[Tensor, "n e a"], Bool[Tensor, "n"]]:
+        """The actions inside their bounds, and in which envs all of them are numbers; elsewhere they are 0."""
         shape = (self.num_envs, self.act_horizon, self.spec.action_dim)
         if tuple(actions.shape) != shape:
             raise ValueError(f"{self.spec.env_id} takes actions of shape {shape}, got {tuple(actions.shape)}")
-        if actions.isnan().any():
-            raise ValueError(f"the policy's actions for {self.spec.env_id} are NaN: it has diverged, lower its lr")
-        return actions.to(self.device, torch.float32).clamp(self.low, self.high)
+        finite = actions.isfinite()
+        executed = torch.where(finite, actions, 0.0).to(self.device, torch.float32).clamp(self.low, self.high)
+        return executed, finite.flatten(1).all(1).to(self.device)
+
+    def _usable(self, step: StepResult) -> Bool[Tensor, "n"]:
+        """Where an env's reward and observation are numbers that can be learnt from."""
+        usable = step.reward.abs() <= MOST_REWARD  # NaN is not
+        for value in step.obs.values():
+            if value.is_floating_point():
+                usable = usable & value.flatten(1).isfinite().all(1)
+        return usable
 
     def _restart(self, ended: Bool[Tensor, "n"], stats: EpisodeStats) -> None:
         """Reset the ended envs alone; everything of the others stays."""

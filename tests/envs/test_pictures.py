@@ -33,6 +33,9 @@ class Counting:
         self.rendered.append(render)
         return self.env.step(action, render or self.always)
 
+    def random_state(self) -> None:
+        """Nothing is resumed here."""
+
     def close(self) -> None:
         self.env.close()
 

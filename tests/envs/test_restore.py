@@ -1,0 +1,130 @@
+"""An env that is brought back goes on as the one that was left, to the bit: frames, rewards, ends, random starts."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from reinflow.data.experts import make_expert
+from reinflow.envs import EnvConfig, make_env
+from reinflow.envs.maniskill import ManiSkillEnv
+from reinflow.envs.toy import ToyEnv
+from reinflow.envs.workers import Sequence, WorkerChunkEnv
+from reinflow.envs.wrappers import ActionChunk
+from reinflow.trees import copied, join, split
+from reinflow.types import ChunkEnv
+
+LIMIT, CHUNK = 22, 4
+"""an episode ends in the middle of a chunk, after the gripper has closed"""
+
+
+def toy(num_envs: int, worker: int = 0) -> ActionChunk:
+    return ActionChunk(ToyEnv(num_envs, terminate_on_success=True), 3, 2, 0.9)
+
+
+def maniskill(env_id: str, num_envs: int) -> ActionChunk:
+    config = EnvConfig(env_id, max_episode_steps=LIMIT).completed()
+    return ActionChunk(ManiSkillEnv(config, num_envs, "physx_cpu_batched"), CHUNK, 2, 0.9)
+
+
+def stock(num_envs: int) -> ActionChunk:
+    config = EnvConfig("PickCube-v1", max_episode_steps=LIMIT).completed()
+    envs = [ManiSkillEnv(config, 1, "physx_cpu") for _ in range(num_envs)]
+    return ActionChunk(Sequence(envs), CHUNK, 2, 0.9)
+
+
+MAKERS = {
+    "toy": partial(toy, 5),
+    "toy in workers": lambda: WorkerChunkEnv(toy, 5, 2, 3),
+    "PickCube": partial(maniskill, "PickCube-v1", 3),
+    "StackCube": partial(maniskill, "StackCube-v1", 2),
+    "stock PickCube": partial(stock, 2),
+}
+
+
+def actions(env: ChunkEnv, count: int, seed: int) -> Tensor:
+    """Arbitrary, but those that press the hand onto the table are among them."""
+    horizon = 3 if env.spec.env_id == "Toy-v0" else CHUNK
+    drawn = torch.rand(count, env.num_envs, horizon, env.spec.action_dim, generator=torch.Generator().manual_seed(seed))
+    drawn = drawn * 2 - 1
+    if env.spec.env_id != "Toy-v0":
+        drawn[..., 2] -= 0.7
+    return drawn
+
+
+def play(env: ChunkEnv, chunks: Tensor) -> list[Tensor]:
+    parts = []
+    for chunk in chunks:
+        step = env.step_chunk(chunk)
+        parts += [*step.obs.values(), *step.final_obs.values(), step.reward, step.ended, *vars(step.episode).values()]
+    return parts
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_restored_env_goes_on_as_the_one_that_was_left(name: str):
+    if "toy" not in name:
+        pytest.importorskip("mani_skill")
+    left = MAKERS[name]()
+    left.reset(seed=3)
+    play(left, actions(left, 9, seed=0))  # into the second episode
+    state = copied(left.state())
+    after = actions(left, 7, seed=1)
+    expected = play(left, after)
+    left.close()
+    other = MAKERS[name]()
+    other.reset(seed=8)
+    play(other, after[:2])
+    obs = other.restore(join(*split(state)))
+    assert obs is not None
+    for mine, theirs in zip(play(other, after), expected, strict=True):
+        assert torch.equal(mine, theirs)
+    other.close()
+
+
+def test_a_grasped_cube_is_still_grasped_in_the_restored_env():
+    pytest.importorskip("mani_skill")
+    config = EnvConfig("PickCube-v1").completed()
+    left, other = (ActionChunk(ManiSkillEnv(config, 2, "physx_cpu_batched"), 1, 1, 0.9) for _ in range(2))
+    expert = make_expert("PickCube-v1", 2)
+    left.reset(seed=3)
+    for _ in range(16):
+        step = left.step_chunk(expert.act(left.env.env)[:, None])
+    assert step.obs["state"][:, -1, 18].all()  # is_grasped
+    assert other.restore(copied(left.state())) is not None
+    lift = torch.zeros(6, 2, 1, 7)
+    lift[..., 2], lift[..., 6] = 0.5, -1.0
+    assert all(torch.equal(a, b) for a, b in zip(play(other, lift), play(left, lift), strict=True))
+    left.close()
+    other.close()
+
+
+def test_another_number_of_envs_or_workers_is_not_restored():
+    left, env = toy(5), toy(4)
+    assert left.state() is None  # nothing has happened yet
+    left.reset(seed=0)
+    env.reset(seed=0)
+    assert env.restore(left.state()) is None
+    workers = WorkerChunkEnv(toy, 5, 1, 3)
+    assert workers.restore([{"env": left.state()}] * 2) is None
+    workers.close()
+
+
+def test_an_env_that_does_not_repeat_is_not_restored_as_if_it_did():
+    left = toy(3)
+    left.reset(seed=0)
+    left.step_chunk(torch.zeros(3, 3, 2))
+    state = copied(left.state())
+    state["frames"]["state"][1, -1, 0] += 1e-6
+    assert toy(3).restore(state) is None
+
+
+def test_the_log_holds_two_episodes_and_no_more():
+    env = make_env(EnvConfig("Toy-v0"), 2, 3, 1, 0.9)
+    env.reset(seed=0)
+    for _ in range(50):
+        env.step_chunk(torch.zeros(2, 3, 2))
+        # 24 env steps in chunks of 3 are 8 chunks an episode
+        assert sum(len(section.actions) for section in env.log.sections) <= 16
