@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ from torch import Tensor
 from reinflow.data.config import DemoConfig, demo_file_name
 from reinflow.data.pictures import PictureFile, find_pictures
 from reinflow.errors import UserError
+from reinflow.files import read_json
 from reinflow.types import EnvSpec, ImageSpec, canonical_obs_mode
 
 LENGTH_PERCENTILE = 95
 UNIT_MODES = ("pd_ee_delta_pose", "pd_ee_delta_pos", "pd_joint_delta_pos")
 """control modes whose actions lie in [-1, 1]"""
 ACTION_SLACK = 1e-4
+MOST_COMPRESSION = 1032
+"""no deflated data is larger than so many times its file"""
 
 
 @dataclass
@@ -195,11 +198,14 @@ def read_description(path: Path) -> dict[str, Any]:
     """The .json that ManiSkill writes beside the .h5."""
     beside = path.with_suffix(".json")
     try:
-        info = json.loads(beside.read_text())
-        info["env_info"]["env_id"], info["env_info"]["env_kwargs"]
+        info = read_json(beside)
+        about = info["env_info"]
+        sound = isinstance(about["env_id"], str) and isinstance(about["env_kwargs"], dict)
+        if not sound or not isinstance(about.get("max_episode_steps"), (int, type(None))):
+            raise TypeError("fields of other kinds")
     except FileNotFoundError:
         raise UserError(f"{path} has no {beside.name} beside it: copy both files of the recording") from None
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"{beside} is not a trajectory description of ManiSkill: copy it again or collect the demos again"
         ) from None
@@ -212,9 +218,10 @@ def read_trajectories(
     """The first `num_demos` trajectories, in the order of their numbers."""
     import h5py
 
+    size = path.stat().st_size
     try:
         with h5py.File(path, "r") as file:
-            names = sorted((n for n in file if n.startswith("traj_")), key=lambda n: int(n.removeprefix("traj_")))
+            names = sorted((n for n in file if re.fullmatch(r"traj_\d{1,9}", n)), key=lambda n: int(n[len("traj_") :]))
             if not names:
                 raise UserError(f"{path} holds no trajectory: collect the demonstrations again")
             if num_demos is not None and num_demos > len(names):
@@ -224,13 +231,16 @@ def read_trajectories(
             trajectories = []
             for name in names[:num_demos]:
                 where = f"{path}, {name}"
-                trajectory = read_trajectory(file[name], where, need_rewards, control_mode)
+                trajectory = read_trajectory(file[name], where, need_rewards, control_mode, size)
                 if pictures:
                     trajectory.pictures = find_pictures(path, file[name], where, len(trajectory.obs))
                 trajectories.append(trajectory)
-    except (OSError, RuntimeError) as error:
+    except UserError:
+        raise
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:150]
         raise UserError(
-            f"{path} is cut short or not an HDF5 file ({error}): copy it again or collect it again"
+            f"{path} is cut short, damaged or not an HDF5 file ({reason}): copy it again or collect it again"
         ) from None
     first = trajectories[0]
     for name, trajectory in zip(names, trajectories, strict=False):
@@ -241,15 +251,20 @@ def read_trajectories(
     return trajectories
 
 
-def read_trajectory(group: Any, where: str, need_rewards: bool, control_mode: str) -> Trajectory:
-    """One validated trajectory; `where` names it in errors."""
+def read_trajectory(group: Any, where: str, need_rewards: bool, control_mode: str, size: int) -> Trajectory:
+    """One validated trajectory; `where` names it in errors, `size` is that of its file in bytes."""
 
     def column(name: str, dtype: type) -> Tensor:
         if name not in group or not hasattr(group[name], "shape"):
             raise UserError(f"{where} has no {name}: collect the demonstrations again")
-        value = np.asarray(group[name])
-        if value.dtype.kind not in "fiub":
-            raise UserError(f"{where}, {name} holds {value.dtype}, not numbers: collect the demonstrations again")
+        stored = group[name]
+        if stored.dtype.kind not in "fiub":
+            raise UserError(f"{where}, {name} holds {stored.dtype}, not numbers: collect the demonstrations again")
+        if stored.nbytes > MOST_COMPRESSION * size:
+            raise UserError(
+                f"{where}, {name} claims {stored.nbytes:,} bytes in a file of {size:,}: the file is damaged"
+            )
+        value = np.asarray(stored)
         return torch.from_numpy(value.astype(dtype))
 
     obs = torch.cat([as_rows(column(name, np.float32)) for name in state_columns(group, where)], dim=1)
