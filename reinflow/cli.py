@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast, get_type_hints
@@ -38,16 +40,23 @@ def run_script(
 
     `presets` maps a name to a whole config or to the flags that differ, `{"num_envs": 256}`; `--preset NAME` replaces
     the defaults and `--resume DIR` takes those of that run; every other flag still overrides them.
-    Exits 2 with `error: ...` on a mistake of the user, 130 on Ctrl-C.
+    Exits 2 with `error: ...` on a mistake of the user, 130 on Ctrl-C, 143 on SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, leave)
         config = parse(config_type, arguments, presets=presets or {}, description=config_type.__doc__)
         main(config)
     except UserError as error:
         fail(str(error), USER_ERROR)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
+
+
+def leave(number: int, frame: object) -> NoReturn:
+    """A script that is told to end cleans up what it has half written; a `Run` also saves."""
+    raise SystemExit(128 + number)
 
 
 def fail(sentence: str, code: int) -> NoReturn:
@@ -105,7 +114,7 @@ def saved_config(config_type: type[C], run_dir: Path) -> C:
         saved = json.loads((run_dir / "config.json").read_text())["flags"]
         defaults = dict(flat_fields(config_type()))
         flags = {name: tuple(value) if isinstance(defaults[name], tuple) else value for name, value in saved.items()}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"--resume {run_dir} is not a run of this script and version: check its config.json") from None
     return with_flags(config_type(), flags)
 

@@ -1,34 +1,39 @@
-"""Evaluates a policy while it trains and keeps what is worth keeping: `best_model.pt` and resumable checkpoints."""
+"""Evaluates a policy while it trains and keeps what is worth keeping: `best_model.pt` and resumable states."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reinflow.checkpoint import (
-    Checkpoint,
-    latest_training,
-    load_checkpoint,
-    rng_state,
-    save_checkpoint,
-    save_training,
-    set_rng_state,
-)
+from reinflow.checkpoint import BEST, Checkpoint, load_checkpoint, save_checkpoint
+from reinflow.compatibility import compared, refuse
+from reinflow.errors import UserError
 from reinflow.evaluation import EvalConfig, evaluate
+from reinflow.interrupts import Interrupted, deferred
+from reinflow.loops import Diverged
 from reinflow.policies.base import Policy
+from reinflow.resumable import latest_training, save_training
+from reinflow.rng import rng_state, set_rng_state
 from reinflow.run import Run
+from reinflow.trees import copied
 from reinflow.types import ChunkEnv
 from reinflow.videos import Camera, write_film
 
+SEED_OF_A_SECOND_TRY = 7919
+"""added to the seed after a rollback: the same random numbers would lead to the same place"""
+
 
 class Keeper:
-    """One per run; `snapshot` builds the checkpoint of the moment."""
+    """One per run; `snapshot` builds the checkpoint of the moment, `training` what else a resume needs."""
 
     def __init__(
         self,
@@ -37,6 +42,7 @@ class Keeper:
         config: EvalConfig,
         generator: torch.Generator,
         snapshot: Callable[[], Checkpoint],
+        training: Callable[[], dict[str, Any]],
         camera: Camera | None = None,
     ):
         """`camera` films every evaluation."""
@@ -45,11 +51,16 @@ class Keeper:
         self.config = config
         self.generator = generator
         self.snapshot = snapshot
+        self.training = training
         self.camera = camera
         self.best: tuple[float, float] | None = None
         """(success_once, success_at_end) of best_model.pt"""
         self.first = math.nan
         """success_once of the first evaluation, which in Stages 2 and 3 is the pretrained policy's"""
+        self._mark: tuple[int, Checkpoint] | None = None
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._pending: tuple[int, Future[Path]] | None = None
+        self._rolled_back = False
 
     def evaluate(self, policy: Policy, step: int) -> dict[str, Any]:
         """Metrics of whole episodes; a new best is written to `best_model.pt`."""
@@ -60,38 +71,141 @@ class Keeper:
         if math.isnan(self.first):
             self.first = score[0]
         if self.best is None or score > self.best:
-            self.best = score
             checkpoint = self.snapshot()
             checkpoint.meta |= {"step": step, "metrics": metrics}
-            save_checkpoint(self.run.dir / "best_model.pt", checkpoint)
+            if self._written(BEST, lambda: save_checkpoint(self.run.dir / BEST, checkpoint)):
+                self.best = score
         if self.camera is not None:
-            write_film(self.run.dir / "videos" / f"eval_{step:09d}.mp4", self.camera.film(policy))
-        self.run.status(success=score[0], best_success=self.best[0])
-        return {**metrics, "eval/best_success_once": self.best[0], "time/eval": time.perf_counter() - started}
+            path, film = self.run.dir / "videos" / f"eval_{step:09d}.mp4", self.camera.film(policy)
+            self._written("a film", lambda: write_film(path, film))
+        best = (self.best or score)[0]
+        self.run.status(success=score[0], best_success=best)
+        return {
+            **metrics,
+            "eval/best_success_once": best,
+            "time/eval": time.perf_counter() - started,
+        }
 
     def hand_over(self, critic_state: dict[str, Tensor]) -> None:
         """Give the best policy this critic: one that trained on beside it while the policy was not surpassed."""
-        path = self.run.dir / "best_model.pt"
-        save_checkpoint(path, replace(load_checkpoint(path), critic_state=critic_state))
+        if self.best is None:
+            return
+        path = self.run.dir / BEST
+        checkpoint = replace(load_checkpoint(path), critic_state=critic_state)
+        self._written(BEST, lambda: save_checkpoint(path, checkpoint))
 
-    def save(self, step: int, training: dict[str, Any]) -> None:
-        """Write a resumable checkpoint: the snapshot, `training`, and every random state."""
-        checkpoint = self.snapshot()
-        checkpoint.training = training | {
-            "step": step,
-            "best": list(self.best) if self.best else None,
-            "first": self.first,
-            "rng": rng_state(),
-            "generator": self.generator.get_state(),
-        }
-        save_training(self.run.dir, step, checkpoint)
+    def mark(self, step: int) -> None:
+        """Remember this moment, in memory, as the one that an interruption goes back to."""
+        now = self._now(step)
+        parts = {name: copied(getattr(now, name)) for name in ("policy_state", "critic_state", "training")}
+        self._mark = (step, replace(now, **parts))
+
+    def save(self, step: int) -> None:
+        """Mark this moment and write it as a resumable state."""
+        self.mark(step)
+        self.save_mark()
+
+    def save_mark(self) -> None:
+        """Write the mark as a resumable state, beside the training that goes on."""
+        self._settle()
+        if self._mark is not None:
+            step, checkpoint = self._mark
+            self._pending = step, self._writer.submit(save_training, self.run.dir, step, checkpoint)
 
     def restore(self) -> dict[str, Any]:
-        """What `save` was given (with its `step`), after the best score and the random states are back in place."""
-        training = latest_training(self.run.dir, self.run.device).training or {}
+        """What `training` gave for the newest state that verifies, after the best score and the random states are back.
+
+        UserError where there is none, or with a table where its policy or task is another one.
+        """
+        training = self._load()
         self.best = tuple(training["best"]) if training["best"] else None
         self.first = training["first"]
         set_rng_state(training["rng"])
         self.generator.set_state(training["generator"].cpu())
         self.run.rewind(training["step"])
         return training
+
+    def roll_back(self, problem: Diverged) -> dict[str, Any]:
+        """As `restore`, with new random numbers and the best score as it is.
+
+        A second time, or where there is no state yet, UserError tells the problem.
+        """
+        if self._rolled_back:
+            raise UserError(f"{problem}, again after going back to a good checkpoint: {problem.advice}") from None
+        try:
+            training = self._load()
+        except UserError:
+            raise UserError(f"{problem}, before the first checkpoint: {problem.advice}") from None
+        self._rolled_back = True
+        self.run.alarm(f"{problem}: went back to step {training['step']}")
+        seed = self.run.config.seed + SEED_OF_A_SECOND_TRY
+        torch.manual_seed(seed)
+        self.generator.manual_seed(seed)
+        return training
+
+    @contextmanager
+    def saving_when_interrupted(self, step: Callable[[], int] | None = None) -> Iterator[None]:
+        """Write a resumable state before a signal ends the run: the mark, or with `step` this moment."""
+        with deferred():
+            try:
+                yield
+            except Interrupted:
+                if step is not None:
+                    self.mark(step())
+                self.save_mark()
+                raise
+            finally:
+                self._settle()
+                self._writer.shutdown()
+
+    def _now(self, step: int) -> Checkpoint:
+        """The snapshot with everything that a resume needs; its tensors are the live ones."""
+        checkpoint = self.snapshot()
+        checkpoint.meta |= {"step": step}
+        checkpoint.training = self.training() | {
+            "step": step,
+            "best": list(self.best) if self.best else None,
+            "first": self.first,
+            "rng": rng_state(),
+            "generator": self.generator.get_state(),
+        }
+        return checkpoint
+
+    def _load(self) -> dict[str, Any]:
+        self._settle()
+        checkpoint = latest_training(self.run.dir, say=self.run.say)
+        now = self.snapshot()
+        differences = compared(checkpoint.policy_spec.to_dict(), now.policy_spec.to_dict(), "policy ")
+        differences += compared(asdict(checkpoint.env_spec), asdict(now.env_spec), "task ")
+        refuse(self.run.dir, differences, "it was started with another policy or task")
+        return checkpoint.training or {}
+
+    def _settle(self) -> None:
+        """Wait for the state that is being written."""
+        if self._pending is not None:
+            (step, future), self._pending = self._pending, None
+            self._written(f"the checkpoint of step {step}", future.result)
+
+    def _written(self, what: str, write: Callable[[], Any]) -> bool:
+        """Training goes on when the disk refuses: what was written before is still there."""
+        try:
+            write()
+        except OSError as error:
+            self.run.write_failed(what, error)
+            return False
+        return True
+
+
+@contextmanager
+def fitting(run_dir: Path) -> Iterator[None]:
+    """What torch and Python say of a state of other dimensions or another version, as one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"the checkpoint of {run_dir} is of another version or configuration ({type(error).__name__}: {reason}): "
+            "resume it with the code that wrote it, or start it again with --overwrite"
+        ) from None

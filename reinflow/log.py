@@ -1,23 +1,25 @@
-"""Where metrics go: `metrics.jsonl` always, TensorBoard beside it, wandb when asked.
-
-A sink that fails warns once and is dropped.
-"""
+"""Where metrics go: `metrics.jsonl` always, TensorBoard beside it, wandb when asked."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from reinflow.files import plain, replaced_atomically
+from reinflow.files import plain, replace
+from reinflow.trackers import Sink, Tracker
 
 Metrics = Mapping[str, "float | int | Tensor"]
+MOST_WAITING = 10_000
+"""lines of metrics that wait for a full disk"""
 
 
 def to_host(metrics: Metrics) -> dict[str, float]:
@@ -33,27 +35,42 @@ def to_host(metrics: Metrics) -> dict[str, float]:
     return {name: read[name] if name in read else float(value) for name, value in metrics.items()}
 
 
-class Sink(Protocol):
-    name: str
-
-    def write(self, metrics: dict[str, float], step: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class JsonlSink:
-    """One line per call: `{"step": 1000, "time": ..., "eval/return": 0.7}`; numbers that aren't finite are null."""
+    """One line per call: `{"step": 1000, "time": ..., "eval/return": 0.7}`; numbers that aren't finite are null.
+
+    Lines that the disk doesn't take wait for the next call; a line is never written in part.
+    """
 
     name = "metrics.jsonl"
 
     def __init__(self, path: Path):
-        self.file = path.open("a", buffering=1)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._waiting: list[str] = []
 
     def write(self, metrics: dict[str, float], step: int) -> None:
-        self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **plain(metrics)}) + "\n")
+        """OSError while the disk takes nothing; the line is kept."""
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **plain(metrics)})
+        self._waiting = [*self._waiting, line][-MOST_WAITING:]
+        self._flush()
 
     def close(self) -> None:
-        self.file.close()
+        try:
+            if self._waiting:
+                self._flush()
+        finally:
+            os.close(self._file)
+
+    def _flush(self) -> None:
+        size = os.fstat(self._file).st_size
+        data = ("\n".join(self._waiting) + "\n").encode()
+        try:
+            written = os.write(self._file, data)
+            if written < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.ftruncate(self._file, size)
+            raise
+        self._waiting = []
 
 
 class TensorBoardSink:
@@ -77,10 +94,19 @@ class WandbSink:
 
     name = "wandb"
 
-    def __init__(self, folder: Path, project: str, entity: str | None, config: dict[str, Any]):
+    def __init__(self, folder: Path, project: str, entity: str | None, config: dict[str, Any], run_id: str):
+        """A resumed run goes on under its `run_id`."""
         import wandb
 
-        self.run = wandb.init(project=project, entity=entity, name=folder.name, dir=str(folder), config=plain(config))
+        self.run = wandb.init(
+            project=project,
+            entity=entity,
+            name=folder.name,
+            dir=str(folder),
+            config=plain(config),
+            id=run_id,
+            resume="allow",
+        )
 
     def write(self, metrics: dict[str, float], step: int) -> None:
         self.run.log(metrics, step=step)
@@ -90,20 +116,24 @@ class WandbSink:
 
 
 class MetricsLog:
-    """Hands every metric to every sink that still works."""
+    """Hands every metric to `metrics.jsonl`, and to trackers, which can neither block nor end a run."""
 
-    def __init__(self, warn: Callable[[str], None]):
+    def __init__(self, warn: Callable[[str], None], failed: Callable[[str, OSError], None]):
+        """`failed(what, error)` hears of every write that the disk refused."""
         self.warn = warn
-        self.sinks: list[Sink] = []
+        self.failed = failed
         self.opened = False
+        self._file: JsonlSink | None = None
+        self._trackers: list[Tracker] = []
 
-    def open(self, name: str, make: Callable[[], Sink]) -> None:
-        """Add a sink; training goes on without it when it can't be made."""
+    def open(self, path: Path) -> None:
+        """Start `metrics.jsonl`; OSError if that can't be, since a run without its numbers is worth nothing."""
         self.opened = True
-        try:
-            self.sinks.append(make())
-        except Exception as error:  # third-party trackers raise anything, and no tracker is worth a training run
-            self.warn(f"no {name} log: {type(error).__name__}: {error}")
+        self._file = JsonlSink(path)
+
+    def track(self, name: str, make: Callable[[], Sink]) -> None:
+        """Add a tracker; `make` runs in a thread."""
+        self._trackers.append(Tracker(name, make, self.warn))
 
     def write(self, metrics: Metrics, step: int) -> dict[str, float]:
         """Returns the metrics as numbers."""
@@ -111,20 +141,24 @@ class MetricsLog:
         for name, value in values.items():
             if not math.isfinite(value):
                 self.warn(f"{name} is not finite")
-        self._each(lambda sink: sink.write(values, step))
+        if self._file is not None:
+            try:
+                self._file.write(values, step)
+            except OSError as error:
+                self.failed(self._file.name, error)
+        for tracker in self._trackers:
+            tracker.write(values, step)
         return values
 
     def close(self) -> None:
-        self._each(lambda sink: sink.close())
-        self.sinks = []
-
-    def _each(self, act: Callable[[Sink], None]) -> None:
-        for sink in list(self.sinks):
+        if self._file is not None:
             try:
-                act(sink)
-            except Exception as error:  # as in `open`: a full disk or a lost server must not end the run
-                self.sinks.remove(sink)
-                self.warn(f"the {sink.name} log stopped: {type(error).__name__}: {error}")
+                self._file.close()
+            except OSError as error:
+                self.failed(self._file.name, error)
+        for tracker in self._trackers:
+            tracker.close()
+        self._file, self._trackers = None, []
 
 
 def rewind_jsonl(path: Path, step: int) -> None:
@@ -138,5 +172,4 @@ def rewind_jsonl(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:
             continue
-    with replaced_atomically(path) as temporary:
-        temporary.write_text("".join(kept))
+    replace(path, "".join(kept).encode())

@@ -1,7 +1,7 @@
 """The training loops of the project: `offline` over batches and `on_policy` over rollouts.
 
-Both stop only at iteration boundaries, evaluate before the first update, and leave checkpoints to the callbacks they
-are given.
+Both leave evaluations and checkpoints to the callbacks they are given, call them between iterations only, and let
+`interrupts.check` end them between minibatches, decisions and evaluation steps.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from reinflow import interrupts
+from reinflow.algos.guard import MOST_IN_A_ROW
 from reinflow.types import ChunkEnv, ChunkStep, Obs
 
 if TYPE_CHECKING:
@@ -63,9 +65,36 @@ class OfflineAlgorithm(Protocol):
     def update(self, batch: Any) -> dict[str, Tensor]: ...
 
 
+class Diverged(RuntimeError):
+    """Training went wrong in a way that going on won't mend; `advice` is for the user."""
+
+    def __init__(self, problem: str, advice: str):
+        super().__init__(problem)
+        self.advice = advice
+
+
+def refuse_to_diverge(values: dict[str, float]) -> None:
+    """Raise Diverged where logged numbers say that updates stopped being updates."""
+    row = max((value for name, value in values.items() if name.endswith("skipped_in_a_row")), default=0.0)
+    if row >= MOST_IN_A_ROW:
+        raise Diverged(
+            f"{row:.0f} updates in a row had a loss or gradient that is not finite",
+            "lower the learning rates, or look for extreme values in the data with docs/metrics.md",
+        )
+
+
 def is_due(count: int, every: int, last: bool) -> bool:
     """Whether something that happens each `every` counts happens now; 0 means only at the last count."""
     return last or (every > 0 and count % every == 0)
+
+
+@dataclass
+class OfflineState:
+    """Counters of an offline run; they travel with its checkpoints."""
+
+    count: int = 0
+    evaluated: bool = False
+    """whether the evaluation that may be due at `count` is over"""
 
 
 def offline(
@@ -74,25 +103,38 @@ def offline(
     config: OfflineConfig,
     run: Run,
     *,
-    start: int = 0,
+    state: OfflineState,
     on_eval: Callable[[int], Metrics],
     on_save: Callable[[int], None],
 ) -> None:
-    """`config.total_iters` gradient iterations of `algorithm` over drawn batches, from iteration `start`."""
-    clock, since = time.perf_counter(), start
-    for count in range(start + 1, config.total_iters + 1):
+    """`config.total_iters` gradient iterations of `algorithm` over drawn batches, going on from `state`.
+
+    Raises Diverged, or Interrupted with `state` at a moment from which a resume goes on.
+    """
+    clock, since = time.perf_counter(), state.count
+    unsaved = state.count == 0
+    while True:
+        last = state.count >= config.total_iters
+        if not state.evaluated and is_due(state.count, config.eval_freq, last or state.count == 0):
+            run.log(on_eval(state.count), step=state.count)
+            state.evaluated = unsaved = True
+            clock, since = time.perf_counter(), state.count
+        if unsaved and is_due(state.count, config.save_freq, last):
+            on_save(state.count)
+        if last:
+            return
+        interrupts.check()
         metrics = algorithm.update(draw())
-        last = count == config.total_iters
-        if is_due(count, config.log_freq, last):
-            speed = (count - since) / (time.perf_counter() - clock)
-            run.log({**metrics, "charts/SPS": speed}, step=count)
-            run.progress(count, loss=metrics["losses/total"])
-            clock, since = time.perf_counter(), count
-        if is_due(count, config.eval_freq, last):
-            run.log(on_eval(count), step=count)
-            clock, since = time.perf_counter(), count
-        if is_due(count, config.save_freq, last):
-            on_save(count)
+        state.count += 1
+        state.evaluated, unsaved = False, True
+        if is_due(state.count, config.log_freq, state.count >= config.total_iters):
+            speed = (state.count - since) / (time.perf_counter() - clock)
+            values = run.log({**metrics, "charts/SPS": speed}, step=state.count)
+            run.progress(state.count, loss=metrics["losses/total"])
+            for sentence in left_out(values):
+                run.alarm(sentence)
+            refuse_to_diverge(values)
+            clock, since = time.perf_counter(), state.count
 
 
 @dataclass
@@ -101,10 +143,13 @@ class RolloutStats:
 
     env_steps: Tensor | int = 0
     episodes: Tensor | int = 0
+    broken: Tensor | int = 0
+    """decisions that are left out because an observation, reward or action was not usable"""
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, step: ChunkStep) -> None:
         self.env_steps = self.env_steps + step.executed.sum()
+        self.broken = self.broken + step.broken.sum()
         ended = step.ended
         self.episodes = self.episodes + ended.sum()
         for name, value in vars(step.episode).items():
@@ -114,8 +159,9 @@ class RolloutStats:
     def metrics(self) -> Metrics:
         """Means over the ended episodes; success while exploring, not the evaluated success."""
         if int(self.episodes) == 0:
-            return {}
-        return {f"rollout/{name.rstrip('_')}": total / self.episodes for name, total in self.sums.items()}
+            return {"rollout/broken": self.broken}
+        means = {f"rollout/{name.rstrip('_')}": total / self.episodes for name, total in self.sums.items()}
+        return means | {"rollout/broken": self.broken}
 
 
 @torch.no_grad()
@@ -126,6 +172,7 @@ def collect(
     buffer.reset()
     stats = RolloutStats()
     while not buffer.full:
+        interrupts.check()
         view = agent.view(agent.augmented(obs, generator))
         chain = agent.get_action(view.cond, generator=generator)
         value = agent.get_value(view.critic)
@@ -137,7 +184,8 @@ def collect(
             reward=step.reward,
             value=value,
             log_prob=chain.log_prob,
-            done=step.ended,
+            done=step.ended | step.broken,
+            valid=~step.broken,
             executed=step.executed,
             terminated=step.terminated,
             final_value=final_value(agent, step),
@@ -146,7 +194,7 @@ def collect(
         )
         stats.add(step)
         obs = step.obs
-    buffer.compute_returns_and_advantages(last_value=agent.get_value(agent.view(obs).critic), last_done=step.ended)
+    buffer.compute_returns_and_advantages(last_value=agent.get_value(agent.view(obs).critic))
     return obs, stats
 
 
@@ -166,11 +214,23 @@ class OnPolicyState:
 
     env_steps: int = 0
     iteration: int = 0
+    evaluated: bool = False
+    """whether the evaluation that may be due at `iteration` is over"""
+
+
+def left_out(values: dict[str, float]) -> list[str]:
+    """Sentences where guards kept something out of training."""
+    found = []
+    if values.get("rollout/broken", 0.0) > 0:
+        found.append("some decisions were left out: an observation, reward or action was not usable, or a worker died")
+    if any(value > 0 for name, value in values.items() if name.endswith("skipped_steps")):
+        found.append("some updates were skipped: their loss or gradient was not finite")
+    return found
 
 
 def worries(values: dict[str, float]) -> list[str]:
     """What is wrong with an iteration, from its logged numbers; docs/metrics.md tells the limits and the causes."""
-    found = []
+    found = left_out(values)
     if values.get("losses/ratio_deviation", 0.0) > 1e-3:
         found.append("the ratio of the first minibatch is not 1: sampling and scoring disagree, which is a bug")
     if values.get("losses/final_kl", 0.0) > 5.0:
@@ -189,6 +249,7 @@ def on_policy(
     agent: ReinFlowAgent,
     learner: PPO,
     env: ChunkEnv,
+    obs: Obs,
     buffer: RolloutBuffer,
     config: OnPolicyConfig,
     run: Run,
@@ -196,42 +257,75 @@ def on_policy(
     state: OnPolicyState,
     generator: torch.Generator,
     on_eval: Callable[[OnPolicyState], Metrics],
+    on_mark: Callable[[OnPolicyState], None],
     on_save: Callable[[OnPolicyState], None],
 ) -> None:
-    """Rollout, update, evaluate until `total_timesteps` env steps; critic warm-up covers whole iterations.
+    """Rollout, update, evaluate until `total_timesteps` env steps, going on from `state` and `obs`.
+
+    `on_mark` is called at every moment that a resume can go on from. Raises Diverged, or Interrupted anywhere between
+    two marks.
+    """
+    unsaved = state.iteration == 0
+    while True:
+        last = state.env_steps >= config.total_timesteps
+        on_mark(state)
+        if not state.evaluated and is_due(state.iteration, config.eval_freq, last or state.iteration == 0):
+            run.log(on_eval(state), step=state.env_steps)
+            state.evaluated = unsaved = True
+            on_mark(state)
+        if unsaved and is_due(state.iteration, config.save_freq, last):
+            on_save(state)
+        if state.iteration:
+            run.progress(state.env_steps)
+        if last:
+            return
+        obs = iterate(agent, learner, env, obs, buffer, run, state, generator)
+        state.evaluated, unsaved = False, True
+
+
+def iterate(
+    agent: ReinFlowAgent,
+    learner: PPO,
+    env: ChunkEnv,
+    obs: Obs,
+    buffer: RolloutBuffer,
+    run: Run,
+    state: OnPolicyState,
+    generator: torch.Generator,
+) -> Obs:
+    """One rollout and one update; critic warm-up covers whole iterations.
 
     The noise bounds change only between iterations, so the chain is scored with the bounds it was sampled with.
     """
-    obs = env.reset(seed=run.config.seed + state.iteration)
-    while state.env_steps < config.total_timesteps:
-        began = time.perf_counter()
-        agent.update_noise_schedule(step=state.env_steps)
-        critic_only = agent.is_in_critic_warmup()
-        obs, stats = collect(agent, env, obs, buffer, generator)
-        collected = time.perf_counter()
-        metrics = learner.update(buffer, generator, critic_only=critic_only)
-        updated = time.perf_counter()
-        steps = int(stats.env_steps)
-        state.env_steps += steps
-        state.iteration += 1
-        values = run.log(
-            {
-                **{f"losses/{name}": value for name, value in metrics.items()},
-                **stats.metrics(),
-                "charts/SPS": steps / (updated - began),
-                "charts/iteration": state.iteration,
-                "charts/critic_warmup": float(critic_only),
-                "time/rollout": collected - began,
-                "time/update": updated - collected,
-            },
-            step=state.env_steps,
+    began = time.perf_counter()
+    agent.update_noise_schedule(step=state.env_steps)
+    critic_only = agent.is_in_critic_warmup()
+    obs, stats = collect(agent, env, obs, buffer, generator)
+    if int(stats.broken) == buffer.buffer_size:
+        raise Diverged(
+            "no decision of an iteration was usable",
+            "lower the learning rates, and look at the env's observations and rewards",
         )
-        for sentence in worries(values):
-            run.alarm(sentence)
-        run.status(phase="warmup" if critic_only else "ppo")
-        last = state.env_steps >= config.total_timesteps
-        if is_due(state.iteration, config.eval_freq, last):
-            run.log(on_eval(state), step=state.env_steps)
-        if is_due(state.iteration, config.save_freq, last):
-            on_save(state)
-        run.progress(state.env_steps)
+    collected = time.perf_counter()
+    metrics = learner.update(buffer, generator, critic_only=critic_only)
+    updated = time.perf_counter()
+    steps = int(stats.env_steps)
+    state.env_steps += steps
+    state.iteration += 1
+    values = run.log(
+        {
+            **{f"losses/{name}": value for name, value in metrics.items()},
+            **stats.metrics(),
+            "charts/SPS": steps / (updated - began),
+            "charts/iteration": state.iteration,
+            "charts/critic_warmup": float(critic_only),
+            "time/rollout": collected - began,
+            "time/update": updated - collected,
+        },
+        step=state.env_steps,
+    )
+    for sentence in worries(values):
+        run.alarm(sentence)
+    run.status(phase="warmup" if critic_only else "ppo")
+    refuse_to_diverge(values)
+    return obs

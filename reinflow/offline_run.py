@@ -5,6 +5,7 @@ evaluate the average policy, keep the best, save what `--resume` needs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ import torch
 from reinflow.algos.bc import BehaviorCloning
 from reinflow.checkpoint import Checkpoint
 from reinflow.evaluation import EvalConfig
-from reinflow.keeper import Keeper
-from reinflow.loops import Metrics, OfflineConfig, offline
+from reinflow.keeper import Keeper, fitting
+from reinflow.loops import Diverged, OfflineConfig, OfflineState, offline
 from reinflow.run import Run
 from reinflow.types import ChunkEnv
 from reinflow.videos import Camera
@@ -46,27 +47,39 @@ def train_offline(
             critic_state=critic_state() if critic_state else None,
         )
 
-    keeper = Keeper(run, env, evaluation, generator, snapshot, camera)
+    state = OfflineState(evaluated=not evaluate_first)
 
-    def on_eval(count: int) -> Metrics:
-        return keeper.evaluate(averaged, count)
+    def training() -> dict[str, Any]:
+        return {"learner": learner.state_dict(), "counters": asdict(state)}
 
-    start = 0
-    if run.resumed:
-        training = keeper.restore()
-        learner.load_state_dict(training["learner"])
-        start = training["step"]
-    elif evaluate_first:
-        run.log(on_eval(0), step=0)
-    run.status(phase="offline")
-    offline(
-        learner,
-        lambda: draw(config.batch_size, generator),
-        config,
-        run,
-        start=start,
-        on_eval=on_eval,
-        on_save=lambda count: keeper.save(count, {"learner": learner.state_dict()}),
-    )
+    keeper = Keeper(run, env, evaluation, generator, snapshot, training, camera)
+
+    def go_back(training: dict[str, Any]) -> None:
+        nonlocal state
+        with fitting(run.dir):
+            learner.load_state_dict(training["learner"])
+            state = OfflineState(**training["counters"])
+
+    def train() -> None:
+        run.status(phase="offline")
+        offline(
+            learner,
+            lambda: draw(config.batch_size, generator),
+            config,
+            run,
+            state=state,
+            on_eval=lambda count: keeper.evaluate(averaged, count),
+            on_save=keeper.save,
+        )
+
+    with keeper.saving_when_interrupted(lambda: state.count):
+        if run.resumed:
+            go_back(keeper.restore())
+        while True:
+            try:
+                train()
+                break
+            except Diverged as problem:
+                go_back(keeper.roll_back(problem))
     if critic_state:
         keeper.hand_over(critic_state())

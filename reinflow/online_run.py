@@ -5,18 +5,19 @@ evaluate the pretrained policy, fine-tune, keep the best, save what `--resume` n
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO
 from reinflow.algos.rollout import RolloutBuffer
-from reinflow.checkpoint import Checkpoint
+from reinflow.checkpoint import Checkpoint, load_state_
 from reinflow.evaluation import EvalConfig
-from reinflow.keeper import Keeper
-from reinflow.loops import Metrics, OnPolicyConfig, OnPolicyState, on_policy
+from reinflow.keeper import Keeper, fitting
+from reinflow.loops import Diverged, Metrics, OnPolicyConfig, OnPolicyState, on_policy
 from reinflow.run import Run
-from reinflow.types import ChunkEnv
+from reinflow.types import ChunkEnv, Obs
 from reinflow.videos import Camera
 
 FEW_UPDATES = 20
@@ -56,7 +57,15 @@ def train_online(
             critic_state=agent.critic.state_dict(),
         )
 
-    keeper = Keeper(run, eval_env, evaluation, generator, snapshot, camera)
+    def training() -> dict[str, Any]:
+        return {
+            "agent": agent.state_dict(),
+            "learner": learner.state_dict(),
+            "counters": asdict(state),
+            "env": env.state(),
+        }
+
+    keeper = Keeper(run, eval_env, evaluation, generator, snapshot, training, camera)
 
     def on_eval(state: OnPolicyState) -> Metrics:
         metrics = keeper.evaluate(agent.policy, state.env_steps)
@@ -66,29 +75,50 @@ def train_online(
             )
         return metrics
 
-    def on_save(state: OnPolicyState) -> None:
-        training = {"agent": agent.state_dict(), "learner": learner.state_dict(), "counters": asdict(state)}
-        keeper.save(state.env_steps, training)
+    def go_back(training: dict[str, Any]) -> None:
+        nonlocal state
+        with fitting(run.dir):
+            load_state_(agent, training["agent"], "the agent")
+            learner.load_state_dict(training["learner"])
+            state = OnPolicyState(**training["counters"])
 
-    if run.resumed:
-        training = keeper.restore()
-        agent.load_state_dict(training["agent"])
-        learner.load_state_dict(training["learner"])
-        state = OnPolicyState(**training["counters"])
-    else:
-        run.log(on_eval(state), step=0)
-    on_policy(
-        agent,
-        learner,
-        env,
-        buffer,
-        config,
-        run,
-        state=state,
-        generator=generator,
-        on_eval=on_eval,
-        on_save=on_save,
-    )
+    def train(obs: Obs) -> None:
+        on_policy(
+            agent,
+            learner,
+            env,
+            obs,
+            buffer,
+            config,
+            run,
+            state=state,
+            generator=generator,
+            on_eval=on_eval,
+            on_mark=lambda state: keeper.mark(state.env_steps),
+            on_save=lambda state: keeper.save_mark(),
+        )
+
+    with keeper.saving_when_interrupted():
+        obs = None
+        if run.resumed:
+            saved = keeper.restore()
+            go_back(saved)
+            obs = continued(env, saved["env"], run)
+        while True:
+            try:
+                train(env.reset(seed=run.config.seed + state.iteration) if obs is None else obs)
+                return
+            except Diverged as problem:
+                go_back(keeper.roll_back(problem))
+                obs = None
+
+
+def continued(env: ChunkEnv, state: Any, run: Run) -> Obs | None:
+    """Bring the envs to where they were; None, with an alarm, where that can't be and new episodes have to start."""
+    obs = None if state is None else env.restore(state)
+    if obs is None:
+        run.alarm("the envs could not go on where they were: new episodes started")
+    return obs
 
 
 def warn_of_few_updates(run: Run, config: OnPolicyConfig, act_horizon: int) -> None:

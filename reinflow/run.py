@@ -12,22 +12,22 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import threading
 import time
 import traceback
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 
+from reinflow.compatibility import changes, refuse
 from reinflow.errors import UserError
-from reinflow.log import JsonlSink, Metrics, MetricsLog, TensorBoardSink, WandbSink, rewind_jsonl
+from reinflow.interrupts import Interrupted, listening
+from reinflow.log import Metrics, MetricsLog, TensorBoardSink, WandbSink, rewind_jsonl
 from reinflow.progress import Progress
-from reinflow.rundir import RunDir, describe_run, write_config
+from reinflow.rundir import RunDir, TextLog, describe_run, read_config, write_config
 from reinflow.status import Status
 
 
@@ -57,6 +57,8 @@ class RunConfig:
     """folder of all runs"""
     resume: str | None = None
     """run directory to continue from its newest checkpoint; its flags are the defaults then"""
+    allow_changes: bool = False
+    """resume although code, libraries or flags differ; the run is no longer the one that was started"""
     overwrite: bool = False
     """replace an earlier run of the same name"""
     num_threads: int | None = None
@@ -91,37 +93,42 @@ class Run:
         """distinct warnings so far"""
         self._folder = folder
         self._pid = os.getpid()
-        self._text = (self.dir / "train.log").open("a", buffering=1)
+        self._stack = ExitStack()
+        self._text = TextLog(self.dir / "train.log")
         self._status = Status.new(self.dir / "status.json", self.dir.name, config.seed, total, unit, self.resumed)
         self._progress = Progress(total, unit, self._write_text)
-        self._logs = MetricsLog(self.alarm)
+        self._logs = MetricsLog(self.alarm, self.write_failed)
         self._purge_step: int | None = None
         self._description = description
         self._began = self.resumed
-        self._handlers: dict[int, Any] = {}
 
     @classmethod
     def open(cls, config: RunConfig, *, name: str, full_config: Any, total: int, unit: str) -> Run:
         """Make (or, to resume, take) the directory, describe the run in it, seed everything.
 
         `full_config` is the whole script's dataclass; `total` counts `unit`s ("env steps", "iterations"). UserError if
-        the directory exists or if another process trains in it; nothing is touched then.
+        the directory exists, if another process trains in it, or if a resumed run would not be the same run (see
+        `reinflow.compatibility`); nothing is touched then.
         """
         if config.num_threads is not None:
             if config.num_threads < 1:
                 raise UserError(f"--num_threads must be at least 1, got {config.num_threads}")
             torch.set_num_threads(config.num_threads)
         folder = RunDir.take(Path(config.runs_dir) / (config.exp_name or name), config.resume, config.overwrite)
-        description = describe_run(full_config, config.seed)
+        description = describe_run(full_config, config.seed, str(pick_device(config.cuda).type))
+        if config.resume is not None:
+            try:
+                description |= kept_from(folder.path, description, config.allow_changes)
+            except UserError:
+                folder.release()
+                raise
         write_config(folder.path, description)
         run = cls(config, folder, description, total, unit)
         run.seed_everything()
         return run
 
     def __enter__(self) -> Run:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGHUP):
-                self._handlers[number] = signal.signal(number, self._on_signal)
+        self._stack.enter_context(listening(last_words=lambda: self.status(state="killed", error="stopped at once")))
         self.status(state="running")
         self.say(f"run {self.dir} on {self.device}")
         return self
@@ -129,15 +136,16 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if os.getpid() != self._pid:  # a forked worker leaves through here too, and the run isn't its to close
             return
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        state, sentence = outcome(error)
+        if isinstance(error, Interrupted):
+            self.say(f"{sentence}; go on with --resume {self.dir}")
         self._logs.close()
         self._progress.close()
-        state, sentence = outcome(error)
         if state == "failed" and not isinstance(error, UserError):
             self._text.write("".join(traceback.format_exception(kind, error, trace)))
         self.status(state=state, error=sentence)
         self._text.close()
+        self._stack.close()
         never_began = isinstance(error, UserError) and not self._began
         self._folder.release(remove=never_began)
 
@@ -184,29 +192,39 @@ class Run:
         self._progress.start(step)
         self._status.update(step=step)
 
+    def write_failed(self, what: str, error: OSError) -> None:
+        """Count and show a write that the disk refused; training goes on."""
+        self._status.count_failure()
+        reason = f"{error.strerror}): free space or fix permissions" if error.strerror else f"{error})"
+        self.alarm(f"{what} could not be written ({reason}")
+
     def _open_logs(self) -> None:
-        config = self.config
-        self._logs.open("metrics.jsonl", lambda: JsonlSink(self.dir / "metrics.jsonl"))
-        self._logs.open("TensorBoard", lambda: TensorBoardSink(self.dir, self._purge_step))
+        config, description = self.config, self._description
+        self._logs.open(self.dir / "metrics.jsonl")
+        self._logs.track("TensorBoard", lambda: TensorBoardSink(self.dir, self._purge_step))
         if config.track:
-            project, entity, flags = config.wandb_project_name, config.wandb_entity, self._description["flags"]
-            self._logs.open("wandb", lambda: WandbSink(self.dir, project, entity, flags))
+            project, entity = config.wandb_project_name, config.wandb_entity
+            flags, run_id = description["flags"], description["tracker_id"]
+            self._logs.track("wandb", lambda: WandbSink(self.dir, project, entity, flags, run_id))
 
     def _write_text(self, line: str) -> None:
         self._text.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # inherited by a forked worker: die as if it had no handler
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
-        raise SystemExit(128 + number)
+
+def kept_from(run_dir: Path, description: dict[str, Any], allow_changes: bool) -> dict[str, Any]:
+    """What a resumed run keeps of its first description; UserError with a table where it would be another run."""
+    before = read_config(run_dir)
+    if not allow_changes:
+        refuse(run_dir, changes(before, description), "undo these changes, or resume it with --allow_changes")
+    return {"tracker_id": before.get("tracker_id", description["tracker_id"])}
 
 
 def outcome(error: BaseException | None) -> tuple[str, str | None]:
     """How a run ended, and its error in a line."""
     if error is None:
         return "done", None
+    if isinstance(error, Interrupted):
+        return "killed", f"stopped by {error.signal}"
     if isinstance(error, KeyboardInterrupt):
         return "killed", "interrupted"
     if isinstance(error, SystemExit):

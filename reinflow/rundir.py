@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
 from reinflow.cli import flat_fields
+from reinflow.compatibility import source_digest
 from reinflow.errors import UserError
-from reinflow.files import plain, write_json
+from reinflow.files import plain, read_json, write_json
 
 LOCK = ".lock"
 
@@ -73,7 +75,7 @@ class RunDir:
 def is_run(path: Path) -> bool:
     """Whether `path` holds a run: a config.json with the keys that `write_config` writes."""
     try:
-        description = json.loads((path / "config.json").read_text())
+        description = read_json(path / "config.json")
     except (OSError, ValueError):
         return False
     return isinstance(description, dict) and {"config", "flags", "argv", "versions"} <= description.keys()
@@ -103,8 +105,26 @@ def empty(path: Path) -> None:
             entry.unlink()
 
 
-def describe_run(full_config: Any, seed: int) -> dict[str, Any]:
-    """What config.json holds: the nested config, the same as flat flags, the command, versions, commit and machine."""
+class TextLog:
+    """A log file whose lines may be lost when the disk takes none; counted in `lost`."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("a", buffering=1)
+        self.lost = 0
+
+    def write(self, text: str) -> None:
+        try:
+            self._file.write(text)
+        except OSError:
+            self.lost += 1
+
+    def close(self) -> None:
+        with suppress(OSError):  # what a full disk has left in the buffer
+            self._file.close()
+
+
+def describe_run(full_config: Any, seed: int, device: str) -> dict[str, Any]:
+    """What config.json holds: config, flat flags, command, versions, code, device, the trackers' run id, machine."""
     return {
         "config": dataclasses.asdict(full_config),
         "flags": dict(flat_fields(full_config)),
@@ -112,17 +132,25 @@ def describe_run(full_config: Any, seed: int) -> dict[str, Any]:
         "argv": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": versions(),
+        "source": source_digest(),
         "git_commit": git_commit(),
+        "device": device,
+        "tracker_id": secrets.token_hex(4),
         "host": platform.node(),
         "cpus": os.cpu_count(),
     }
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's config.json, which `is_run` has seen."""
+    return read_json(path / "config.json")
 
 
 def write_config(path: Path, description: dict[str, Any]) -> None:
     """Write config.json; on a resume the earlier descriptions stay, newest first, under `earlier`."""
     target, earlier = path / "config.json", []
     if target.exists():
-        before = json.loads(target.read_text())
+        before = read_config(path)
         earlier = [{key: value for key, value in before.items() if key != "earlier"}, *before.get("earlier", [])]
     write_json(target, {**plain(description), "earlier": earlier})
 

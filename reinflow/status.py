@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from reinflow.files import write_json
+from reinflow.files import read_json, write_json
 
 BEAT_SECONDS = 1.0
 """shortest time between two writes that only move the step"""
@@ -21,8 +20,8 @@ class Status:
     """A dict that is a file.
 
     Fields: name, seed, state (running | done | failed | killed), pid, host, gpu, step, total, unit, sps, eta (seconds),
-    phase, success, best_success, success_history ([step, success] pairs), alarms, error, started and heartbeat (unix
-    time).
+    phase, success, best_success, success_history ([step, success] pairs), alarms, write_failures (what a disk refused),
+    error, started and heartbeat (unix time).
     """
 
     def __init__(self, path: Path, fields: dict[str, Any]):
@@ -50,6 +49,7 @@ class Status:
             "best_success": None,
             "success_history": [],
             "alarms": [],
+            "write_failures": 0,
             "error": None,
             "started": time.time(),
         }
@@ -77,14 +77,22 @@ class Status:
         if time.time() - self._written >= BEAT_SECONDS:
             self._write()
 
+    def count_failure(self) -> None:
+        """A write failed; shown with the next one that succeeds."""
+        self._fields["write_failures"] += 1
+
     def _write(self) -> None:
         self._written = time.time()
-        write_json(self.path, {**self._fields, "heartbeat": self._written})
+        try:
+            write_json(self.path, {**self._fields, "heartbeat": self._written})
+        except OSError:
+            self.count_failure()
 
 
 def read_status(path: Path) -> dict[str, Any]:
     """The fields of a status.json, empty where there is none that can be read."""
     try:
-        return json.loads(path.read_text())
+        fields = read_json(path)
     except (OSError, ValueError):
         return {}
+    return fields if isinstance(fields, dict) else {}

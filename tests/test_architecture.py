@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = {"reinflow.types", "reinflow.errors"}
+CORE = {"reinflow.types", "reinflow.errors", "reinflow.interrupts", "reinflow.rng"}
 TENSORS = {"torch", "numpy", "jaxtyping", "einops"}
 SIMULATOR = {"mani_skill", "sapien", "gymnasium"}
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from reinflow.checkpoint import latest_training, load_checkpoint
+from reinflow.checkpoint import load_checkpoint
+from reinflow.resumable import latest_training, states
+from reinflow.trees import split
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_NET = [
@@ -33,6 +37,12 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     script = [sys.executable, str(ROOT / command[0]), *command[1:]]
     return subprocess.run(script, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False)
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    script = [sys.executable, str(ROOT / command[0]), *command[1:]]
+    return subprocess.Popen(script, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def succeed(folder: Path, *command: str) -> str:
@@ -67,7 +77,7 @@ def test_all_stages_pass_on_real_maniskill_and_leave_their_files(passed: Path):
         folder = passed / "runs" / f"{name}-PickCube-v1-seed0"
         assert json.loads((folder / "status.json").read_text())["state"] == "done"
         assert (folder / "best_model.pt").is_file()
-        assert list((folder / "checkpoints").glob("step_*.pt"))
+        assert states(folder)
 
 
 def test_stage_3_evaluates_the_pretrained_policy_first_and_trains_the_critic_alone_in_warm_up(passed: Path):
@@ -95,6 +105,31 @@ def test_stage_2_hands_over_its_trained_value_whichever_policy_was_the_best(pass
     assert best.meta["step"] == 0
     for name, value in best.critic_state.items():
         assert torch.equal(value, last.critic_state[name])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_in_the_middle_of_a_maniskill_run_changes_nothing_but_the_time(passed: Path, number: int):
+    words = [
+        *["train_online_finetune.py", "--pretrained_path", "runs/shortcut_flow-PickCube-v1-seed0", "--num_envs", "4"],
+        *["--rollout_steps", "3", "--total_timesteps", "240", "--minibatch_size", "6", "--save_freq", "2"],
+        *["--num_workers", "1", *SHORT_EVAL],
+    ]
+    if not (passed / "runs" / "whole").exists():
+        succeed(passed, *words, "--exp_name", "whole")
+    name = f"stopped{number}"
+    with start(passed, *words, "--exp_name", name) as stopped:
+        while '"charts/iteration": 2' not in text(passed / "runs" / name / "metrics.jsonl"):
+            assert stopped.poll() is None
+            time.sleep(0.02)
+        stopped.send_signal(number)
+        assert stopped.wait(60) == {signal.SIGTERM: 143, signal.SIGUSR1: 85}[number]
+    succeed(passed, words[0], "--resume", f"runs/{name}")
+    whole, resumed = (split(latest_training(passed / "runs" / run).training)[1] for run in ("whole", name))
+    assert [place for place in whole if not torch.equal(whole[place], resumed[place])] == []
+
+
+def text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def test_evaluate_writes_a_row_per_number_of_steps(passed: Path):

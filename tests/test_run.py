@@ -6,6 +6,8 @@ import random
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import torch
 
 from reinflow.cli import Flat, parse
 from reinflow.errors import UserError
-from reinflow.log import MetricsLog, to_host
+from reinflow.log import JsonlSink, MetricsLog, to_host
 from reinflow.progress import clock
 from reinflow.run import Run, RunConfig, outcome
 
@@ -144,7 +146,7 @@ def start_trainer(folder: Path) -> subprocess.Popen:
     return trainer
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 85)])
 def test_a_killed_run_says_killed_and_a_second_trainer_is_refused(tmp_path, number, code):
     trainer = start_trainer(tmp_path)
     try:
@@ -201,30 +203,74 @@ def test_tensors_reach_the_host_exactly():
     assert to_host(metrics) == {"a": 16_777_217.0, "b": 0.5, "c": 0.25}
 
 
-def test_a_sink_that_fails_warns_once_and_the_others_go_on():
-    class Broken:
-        name = "wandb"
+class Recorder:
+    """A tracker that keeps what it gets, and may stall or raise first."""
 
-        def write(self, metrics, step):
-            raise OSError("server lost")
+    name = "recorder"
 
-        def close(self): ...
+    def __init__(self, trouble=lambda: None):
+        self.trouble, self.steps = trouble, []
 
-    class Good(Broken):
-        def __init__(self):
-            self.steps = []
+    def write(self, metrics, step):
+        self.trouble()
+        self.steps.append(step)
 
-        def write(self, metrics, step):
-            self.steps.append(step)
+    def close(self): ...
 
-    warnings, good = [], Good()
-    log = MetricsLog(warnings.append)
-    log.open("wandb", Broken)
-    log.open("good", lambda: good)
+
+def lost_server() -> None:
+    raise OSError("server lost")
+
+
+def test_a_tracker_that_fails_warns_once_and_everything_else_goes_on(tmp_path):
+    warnings, good = [], Recorder()
+    log = MetricsLog(warnings.append, failed=lambda what, error: None)
+    log.open(tmp_path / "metrics.jsonl")
+    log.track("wandb", lambda: Recorder(lost_server))
+    log.track("good", lambda: good)
     for step in (1, 2, 3):
         log.write({"a": 1.0}, step)
+    log.close()
     assert good.steps == [1, 2, 3]
     assert warnings == ["the wandb log stopped: OSError: server lost"]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_tracker_that_stalls_neither_blocks_nor_loses_a_line_of_metrics(tmp_path, monkeypatch):
+    monkeypatch.setattr("reinflow.trackers.QUEUED", 2)
+    monkeypatch.setattr("reinflow.trackers.CLOSING_SECONDS", 0.1)
+    warnings, released = [], threading.Event()
+    log = MetricsLog(warnings.append, failed=lambda what, error: None)
+    log.open(tmp_path / "metrics.jsonl")
+    log.track("wandb", lambda: Recorder(lambda: released.wait(30)))
+    began = time.perf_counter()
+    for step in range(100):
+        log.write({"a": 1.0}, step)
+    log.close()
+    assert time.perf_counter() - began < 5
+    released.set()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 100
+    assert "metrics.jsonl has them all" in warnings[0]
+    assert "was left behind" in warnings[1]
+
+
+def test_metrics_wait_for_a_disk_that_is_full(tmp_path, monkeypatch):
+    path, write = tmp_path / "metrics.jsonl", os.write
+    sink = JsonlSink(path)
+    sink.write({"a": 1.0}, 1)
+
+    def half_full(descriptor: int, data: bytes) -> int:
+        return write(descriptor, data[:5])
+
+    monkeypatch.setattr(os, "write", half_full)
+    for step in (2, 3):
+        with pytest.raises(OSError, match="No space left"):
+            sink.write({"a": 1.0}, step)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1]
+    monkeypatch.undo()
+    sink.write({"a": 1.0}, 4)
+    sink.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
 
 
 def test_numbers_that_are_not_finite_raise_an_alarm_and_stay_json(tmp_path):

@@ -115,7 +115,7 @@ class LocalSweep:
 
     def _start(self, name: str, slot: Slot) -> None:
         job, record = self.jobs[name], self.records[name]
-        goes_on = (self.resume or record.attempts > 0) and any(job.run_dir.glob("checkpoints/step_*.pt"))
+        goes_on = (self.resume or record.attempts > 0) and any(job.run_dir.glob("checkpoints/step_*[0-9]"))
         record.command = job.command(goes_on, slot.extra)
         with (self.log_dir / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(

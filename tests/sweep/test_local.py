@@ -88,8 +88,7 @@ def test_a_mistake_in_the_input_is_not_tried_again(tmp_path):
 
 def test_only_resume_goes_on_from_a_checkpoint_of_an_earlier_sweep(tmp_path):
     one = job(tmp_path)
-    (one.run_dir / "checkpoints").mkdir(parents=True)
-    (one.run_dir / "checkpoints" / "step_000000000001.pt").touch()
+    (one.run_dir / "checkpoints" / "step_000000000001").mkdir(parents=True)
     (again,) = sweep(tmp_path, [one])
     assert "resumed" not in again.command
     (one.run_dir / "status.json").unlink()
