@@ -1,0 +1,65 @@
+"""F11: trackers that stall, raise, or never start."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+from pathlib import Path
+
+from reinflow import trackers
+from reinflow.log import MetricsLog
+
+ITERATION = 0.02
+"""seconds of an iteration; real ones take longer"""
+
+
+class Stalling:
+    name = "stalling"
+
+    def write(self, metrics: dict[str, float], step: int) -> None:
+        threading.Event().wait(60)
+
+    def close(self) -> None: ...
+
+
+class Raising(Stalling):
+    def write(self, metrics: dict[str, float], step: int) -> None:
+        raise ConnectionError("network is unreachable")
+
+
+def never() -> Stalling:
+    threading.Event().wait(60)
+    return Stalling()
+
+
+TRACKERS = {"none": None, "stalling": Stalling, "raising": Raising, "never starting": never}
+
+
+def tracking(folder: Path, full: bool) -> str:
+    """F11: seconds of a logged step with each tracker, beside those of an iteration; every line is there."""
+    steps = 2000 if full else 200
+    closing, trackers.CLOSING_SECONDS = trackers.CLOSING_SECONDS, 0.05
+    costs = {}
+    try:
+        for name, make in TRACKERS.items():
+            path = folder / f"{name}.jsonl"
+            log = MetricsLog(lambda line: None, failed=lambda what, error: None)
+            log.open(path)
+            if make is not None:
+                log.track(name, make)
+            seconds = []
+            for step in range(steps):
+                began = time.perf_counter()
+                log.write({f"losses/{index}": 0.5 for index in range(20)}, step)
+                seconds.append(time.perf_counter() - began)
+            log.close()
+            costs[name] = statistics.median(seconds)
+            lines = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+            assert lines == list(range(steps)), f"{name}: metrics were lost"
+    finally:
+        trackers.CLOSING_SECONDS = closing
+    worst = max(cost - costs["none"] for cost in costs.values()) / ITERATION
+    assert worst <= 0.01, f"a tracker costs {worst:.1%} of a 20 ms iteration"
+    return f"{worst:+.2%} of a 20 ms iteration at worst; {steps} of {steps} lines each"

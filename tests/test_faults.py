@@ -1,0 +1,13 @@
+"""Every fault with small numbers; `python -m tests.faults --full` runs them with those of docs/reliability.md."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.table import FAULTS, Fault
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.inject], ids=lambda fault: fault.number)
+def test_a_fault_breaks_no_promise(fault: Fault, tmp_path):
+    assert fault.inject is not None
+    assert fault.inject(tmp_path, False)
