@@ -9,6 +9,13 @@ import numpy as np
 import torch
 
 
+def seed_globals(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def rng_state() -> dict[str, Any]:
     """State of the global Python, NumPy and torch generators, as tensors and plain values."""
     return {

@@ -11,7 +11,6 @@ events. A monitor needs nothing but status.json, which says done, failed or kill
 from __future__ import annotations
 
 import os
-import random
 import time
 import traceback
 from contextlib import ExitStack
@@ -19,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from reinflow.compatibility import changes, refuse
@@ -27,6 +25,7 @@ from reinflow.errors import UserError
 from reinflow.interrupts import Interrupted, listening
 from reinflow.log import Metrics, MetricsLog, TensorBoardSink, WandbSink, rewind_jsonl
 from reinflow.progress import Progress
+from reinflow.rng import seed_globals
 from reinflow.rundir import RunDir, TextLog, describe_run, read_config, write_config
 from reinflow.status import Status
 
@@ -72,9 +71,7 @@ def pick_device(cuda: bool) -> torch.device:
 
 def seed_everything(seed: int, deterministic: bool = True) -> None:
     """Seed Python, NumPy and torch (all devices)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    seed_globals(seed)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
 

@@ -24,7 +24,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from reinflow.errors import UserError
-from reinflow.rng import rng_state, set_rng_state
+from reinflow.rng import rng_state, seed_globals, set_rng_state
 from reinflow.types import BatchedEnv, ChunkEnv, ChunkStep, EpisodeStats, Obs, StepResult
 
 SEED_STRIDE = 1000
@@ -273,6 +273,7 @@ def serve(pipe: Connection, make: EnvMaker, num_envs: int, index: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # they may go to the whole group; the trainer closes us
     torch.set_num_threads(1)
+    seed_globals(SEED_STRIDE * index)
     try:
         env = make(num_envs, index)
         pipe.send(("ready", (env.spec, env.obs_horizon, env.reset(seed=SEED_STRIDE * index))))
