@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reinflow.algos.bc import BCConfig, BehaviorCloning, regression_loss
+from reinflow.algos.bc import BCConfig, BehaviorCloning
 from reinflow.algos.critics import CriticConfig, Critics
 from reinflow.policies.base import Policy
 
@@ -54,7 +54,7 @@ class AdvantageWeightedRegression(BehaviorCloning):
 
     def update(self, batch: Any) -> dict[str, Tensor]:
         """One step of the critics and one of the policy on a batch of transitions."""
-        rows, cond = regression_loss(self.policy, self.ema.module, self.augmented(batch.obs), batch.chunk)
+        rows, cond = self.regression(batch)
         cond = cond.detach()
         action = self.executed(self.policy.normalize_chunk(batch.chunk))
         with torch.no_grad():
