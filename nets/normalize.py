@@ -64,6 +64,32 @@ class MeanStdNormalizer(_AffineNormalizer):
         return self
 
 
+class PictureNormalizer(nn.Module):
+    """Pictures minus their mean, place by place, over one std per channel; the identity until fitted.
+
+    A fixed camera sees the same background in every frame, whose encoding would drown what differs: without this, the
+    features of a new PlainConv vary by 2 % of their size over a demonstration.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int, height: int, width: int, std_floor: float = 1e-2):
+        super().__init__()
+        self.floor = std_floor
+        self.register_buffer("mean", torch.zeros(channels, height, width))
+        self.register_buffer("std", torch.ones(channels, 1, 1))
+
+    def normalize(self, picture: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
+        return (picture - self.mean) / self.std
+
+    def fit_(self, pictures: Float[Tensor, "b c y x"]) -> None:
+        """Take the statistics of some pictures, in place."""
+        self.mean.copy_(pictures.mean(0))
+        spread = (pictures - self.mean).square().mean((0, 2, 3)).sqrt()
+        self.std.copy_(spread.clamp_min(self.floor).view(-1, 1, 1))
+
+
 class MinMaxNormalizer(_AffineNormalizer):
     """[lowest, highest] to [-1, 1], for actions."""
 
