@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from reinflow.errors import UserError
+from reinflow.sweep.attempt import Slot
 from reinflow.sweep.configs import Variant
-from reinflow.sweep.local import LocalSweep, Slot, cpu_slots, gpu_slots
+from reinflow.sweep.local import LocalSweep, cpu_slots, gpu_slots
 from reinflow.sweep.plan import Job
 from reinflow.sweep.records import alive, look, read_records
 
