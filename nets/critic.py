@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nets.mlp import MLP
-from nets.normalize import MeanStdNormalizer
+from nets.normalize import MeanStdNormalizer, Moments, row_moments
 
 
 class ValueNetwork(nn.Module):

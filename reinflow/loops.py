@@ -239,7 +239,11 @@ def on_policy(
         )
         for sentence in worries(values):
             run.alarm(sentence)
-        run.status(phase="warmup" if critic_only else "ppo")
+        run.status(
+            phase="warmup" if critic_only else "ppo",
+            kl=values.get("losses/final_kl"),
+            clip_fraction=values.get("losses/clip_fraction"),
+        )
         last = state.env_steps >= config.total_timesteps
         if is_due(state.iteration, config.eval_freq, last):
             run.log(on_eval(state), step=state.env_steps)
