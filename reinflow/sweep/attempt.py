@@ -88,7 +88,7 @@ def conclude(record: Record, code: int, log_dir: Path) -> None:
         record.state = "done"
     else:
         record.failures += 1
-        record.error = last_line(log_dir / f"{record.name}.log")
+        record.error = last_line(log_dir / f"{record.name}.log") if code > 0 else ended_by(-code)
         again = record.failures < FAILURES and code != USER_ERROR
         record.state = "queued" if again else "failed"
     record.save(log_dir)
@@ -157,6 +157,12 @@ def die_with_parent() -> None:
     """Between fork and exec: ask Linux to send this child SIGTERM when its parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def ended_by(number: int) -> str:
+    """A process that a signal ended left no word of its own."""
+    hint = ", which is how Linux ends a process when memory is short" if number == signal.SIGKILL else ""
+    return f"ended by {signal.Signals(number).name}{hint}"
 
 
 def last_line(log: Path) -> str:

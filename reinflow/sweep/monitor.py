@@ -138,7 +138,8 @@ def label(view: View) -> str:
 
 
 def bar(share: float, width: int = 6) -> str:
-    full = round(min(max(share, 0.0), 1.0) * width)
+    share = min(max(share, 0.0), 1.0)  # the last iteration runs past the total
+    full = round(share * width)
     return f"[{'#' * full}{'.' * (width - full)}]{share:>4.0%}"
 
 

@@ -62,11 +62,12 @@ def make_plan(
 ) -> list[Job]:
     """Every variant with every seed, seeds outermost, so that an interrupted sweep has complete comparisons.
 
-    `common` holds the flags of all jobs; a variant's own win.
+    `common` holds the flags of all jobs; a variant's own win. What equals the baseline, or another variant, is not run
+    again: the first one stays.
     """
-    jobs = [
-        Job(variant, seed, preset, {**common, **variant.flags, "seed": seed}, log_dir)
-        for seed in seeds
-        for variant in variants
-    ]
-    return list({job.id: job for job in jobs}.values())
+    jobs: dict[str, Job] = {}
+    for seed in seeds:
+        for variant in variants:
+            job = Job(variant, seed, preset, {**common, **variant.flags, "seed": seed}, log_dir)
+            jobs.setdefault(job.id, job)
+    return list(jobs.values())

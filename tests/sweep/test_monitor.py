@@ -65,6 +65,7 @@ def test_eta_counts_the_queue():
 
 def test_bar_and_trend():
     assert bar(0.25) == "[##....] 25%"
+    assert bar(1.15) == "[######]100%"
     assert trend([[0, 0.0], [1, 0.5], [2, 1.0]]) == "_+@"
 
 
