@@ -30,9 +30,10 @@ COLUMNS = (
     "drawdown", "minutes", "steps/s", "s/epoch",
 )  # fmt: skip
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd }
-td { text-align: right; font-variant-numeric: tabular-nums } td:first-child, th:first-child { text-align: left }
+body { font: 14px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
+th, td { padding: .25rem .5rem; border-bottom: 1px solid #ddd }
+td { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap } td:first-child, th:first-child { text-align: left }
 th { cursor: pointer; background: #f4f4f4 } .better { color: #06732d } .worse { color: #b00020 }
 svg, video { max-width: 100%; height: auto } code { background: #f4f4f4; padding: 0 .2rem } .note { color: #666 }
 """
@@ -241,7 +242,8 @@ def chart(summaries: list[Summary]) -> str:
         (line,) = axes.plot(grid, values.mean(0), label=summary.key, zorder=len(summaries) - index, **style)
         if len(values) > 1:
             axes.fill_between(grid, values.min(0), values.max(0), alpha=0.15, color=line.get_color())
-    axes.set(xlabel="env steps", ylabel="success_once", ylim=(0, 1.02))
+    lowest = min(min(curve.success) for summary in summaries for curve in summary.curves)
+    axes.set(xlabel="env steps", ylabel="success_once", ylim=(max(lowest - 0.05, 0), 1.02))
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
     text = io.StringIO()
