@@ -33,7 +33,8 @@ STYLE = """
 body { font: 14px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
 th, td { padding: .25rem .5rem; border-bottom: 1px solid #ddd }
-td { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap } td:first-child, th:first-child { text-align: left }
+td { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+td:first-child, th:first-child { text-align: left }
 th { cursor: pointer; background: #f4f4f4 } .better { color: #06732d } .worse { color: #b00020 }
 svg, video { max-width: 100%; height: auto } code { background: #f4f4f4; padding: 0 .2rem } .note { color: #666 }
 """
