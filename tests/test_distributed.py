@@ -32,9 +32,12 @@ from reinflow.data.demos import Demos, Trajectory
 from reinflow.envs import EnvConfig, make_env
 from reinflow.envs.toy import toy_demos
 from reinflow.errors import UserError
+from reinflow.evaluation import EvalConfig
 from reinflow.log import to_host
-from reinflow.loops import OnPolicyConfig, OnPolicyState, on_policy
+from reinflow.loops import OfflineConfig, OnPolicyConfig, OnPolicyState, on_policy
+from reinflow.offline_run import train_offline
 from reinflow.policies import PolicySpec, build_policy
+from reinflow.run import Run, RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = str(ROOT / "train_online_finetune.py")
@@ -104,8 +107,8 @@ def fine_tuned() -> dict[str, Any]:
     return {"agent": agent.state_dict(), "logged": [line for line in logged if len(line) > 1]}
 
 
-def weighted() -> dict[str, Any]:
-    """Five iterations of Stage 2, of a Gaussian, whose loss draws nothing."""
+def stage_2() -> tuple[AdvantageWeightedRegression, ChunkDataset]:
+    """Of a Gaussian, whose loss draws nothing; unequal weights, until the first process's are sent."""
     trajectories = []
     for demo in toy_demos(8, noise=0.5, seed=0):
         nothing = torch.zeros(len(demo["actions"]), dtype=torch.bool)
@@ -115,13 +118,33 @@ def weighted() -> dict[str, Any]:
     policy = build_policy(PolicySpec.from_dict(SPEC.to_dict() | {"family": "gaussian", "num_inference_steps": 1}))
     policy.fit_normalizers_(*dataset.statistics())
     critics = CriticConfig(num_qs=2, num_min_qs=2, q_hidden_dim=32)
-    learner = AdvantageWeightedRegression(policy, BCConfig(lr_warmup=1), AWRConfig(), critics, total_iters=50)
+    return AdvantageWeightedRegression(policy, BCConfig(lr_warmup=1), AWRConfig(), critics, total_iters=50), dataset
+
+
+def weighted() -> dict[str, Any]:
+    """Five iterations of Stage 2."""
+    learner, dataset = stage_2()
     distributed.broadcast_(learner.state_dict())
     generator, own = torch.Generator().manual_seed(0), distributed.share(64, "batch_size")
     for _ in range(5):
         rows = torch.randint(len(dataset), (64,), generator=generator)
         learner.update(dataset.transition(rows[distributed.rank() * own :][:own]))
     return learner.state_dict()
+
+
+def offline_run(folder: Path) -> None:
+    """A whole run of Stage 2, as its script sets it up."""
+    config = OfflineConfig(total_iters=4, batch_size=16, log_freq=2, eval_freq=0, save_freq=2)
+    with Run.open(
+        RunConfig(runs_dir=str(folder), cuda=False), name="offline", full_config=config, total=4, unit="iterations"
+    ) as run:
+        learner, dataset = stage_2()
+        env = make_env(EnvConfig("Toy-v0"), 2, SPEC.act_horizon, 1, gamma=0.97)
+        evaluation = EvalConfig(num_eval_envs=2, num_eval_episodes=2)
+        train_offline(
+            learner, dataset.sample_transitions, run, env, config, evaluation, evaluate_first=True,
+            critic_state=lambda: learner.critics.unscaled_value().state_dict(),
+        )  # fmt: skip
 
 
 def small_things() -> dict[str, Any]:
@@ -148,7 +171,7 @@ def take_part(folder: Path) -> None:
     distributed.join(cuda=False)
     result = {"small": small_things(), "fine_tuned": fine_tuned(), "weighted": weighted()}
     torch.save(result, folder / f"{distributed.rank()}.pt")
-    distributed.leave()
+    offline_run(folder)  # its end is the end of the group
 
 
 # ---- what comes of it -----------------------------------------------------------------------------------------------
@@ -179,7 +202,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     processes = two_processes(str(Path(__file__)), str(folder))
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(folder / f"{rank}.pt") | {"folder": folder} for rank in range(2)]
 
 
 def test_what_processes_share_by_hand(pair):
@@ -217,6 +240,16 @@ def test_stage_2_is_the_same_on_two_processes(pair):
             tensors = zip(distributed.tensors_of(mine), distributed.tensors_of(theirs), strict=True)
             for ours, other in tensors:
                 torch.testing.assert_close(ours, other, atol=1e-5, rtol=0)
+
+
+def test_the_first_process_writes_the_run_and_the_random_states_of_all(pair):
+    folder = pair[0]["folder"] / "offline"
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 2, 4, 4]  # evaluations at 0 and 4, losses at 2 and 4, each once
+    randomness = latest_training(folder).training["randomness"]
+    assert len(randomness) == 2
+    assert not torch.equal(randomness[0]["generator"], randomness[1]["generator"])
 
 
 def test_all_processes_stop_at_the_mean_kl():

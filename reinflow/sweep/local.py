@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from reinflow.rundir import is_free, lock
@@ -71,13 +72,13 @@ class LocalSweep:
         """jobs that an earlier sweep's process still trains"""
 
     def __enter__(self) -> LocalSweep:
-        self._sigterm = sigterm_as_ctrl_c()
-        self._sigterm.__enter__()
+        self._exits = ExitStack()
+        self._exits.enter_context(sigterm_as_ctrl_c())
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop_all()
-        self._sigterm.__exit__(None, None, None)
+        self._exits.close()
         self._lock.close()
 
     def run(self) -> list[Record]:
