@@ -127,8 +127,7 @@ def leave() -> None:
     """Wait for the others and part; a process that fails leaves without."""
     if not active():
         return
-    with others():
-        dist.barrier()
+    meet()
     Watch.end()
     dist.destroy_process_group()
 
@@ -169,6 +168,11 @@ def gathered(value: T) -> list[T]:
     with others():
         dist.all_gather_object(values, value)
     return values
+
+
+def meet() -> None:
+    """Wait until all processes are here; on the CPU, so that no GPU has to be chosen for it."""
+    gathered(None)
 
 
 def received(value: T) -> T:
@@ -314,7 +318,7 @@ class Watch(threading.Thread):
     def begin(cls, store: dist.Store) -> None:
         cls.current = cls(store)
         cls.current.beat()
-        dist.barrier()  # everyone has a beat to read
+        meet()  # everyone has a beat to read
         cls.current.start()
 
     @classmethod

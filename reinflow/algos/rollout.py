@@ -163,7 +163,8 @@ class RolloutBuffer:
         """
         rows = {name: tensor for name, tensor in self.flat().items() if names is None or name in names}
         order = torch.randperm(self.buffer_size, generator=generator, device=self.device)
-        for index in order.tensor_split(math.ceil(self.buffer_size * distributed.world_size() / size)):
+        count = min(math.ceil(self.buffer_size * distributed.world_size() / size), self.buffer_size)
+        for index in order.tensor_split(count):
             yield {name: mapped(entry, itemgetter(index)) for name, entry in rows.items()}
 
 

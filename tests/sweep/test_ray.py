@@ -1,4 +1,4 @@
-"""A sweep on a Ray cluster of two nodes, one of which dies in the middle."""
+"""A sweep on a Ray cluster of two nodes, one of which dies in the middle. Their GPUs are numbers that Ray counts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ SCRIPT = """
 import json, pathlib, sys, time
 run = pathlib.Path(sys.argv[1]); run.mkdir(parents=True, exist_ok=True)
 with (run / "starts").open("a") as file: file.write("start ")
-time.sleep(2)
+deadline = time.monotonic() + 60
+while not (run.parent / "killed").exists() and time.monotonic() < deadline:
+    time.sleep(0.1)
 with (run / "ends").open("a") as file: file.write("end ")
 (run / "status.json").write_text(json.dumps({"state": "done", "heartbeat": time.time()}))
 """
@@ -38,18 +40,19 @@ class ScriptJob(Job):
         return [sys.executable, "-c", SCRIPT, str(self.run_dir)]
 
 folder = pathlib.Path(sys.argv[1])
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-victim = cluster.add_node(num_cpus=1)
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, "include_dashboard": False})
+victim = cluster.add_node(num_cpus=1, num_gpus=1)
 
 def kill_a_node_when_both_work():
     while sum(record.state == "running" for record in read_records(folder)) < 2:
         time.sleep(0.1)
     cluster.remove_node(victim, allow_graceful=False)
+    (folder / "killed").touch()
     print("node killed", flush=True)
 
 threading.Thread(target=kill_a_node_when_both_work, daemon=True).start()
 jobs = [ScriptJob(Variant("warmup", "0"), seed, "guide", {"seed": seed}, folder) for seed in range(4)]
-for record in run_on_ray(jobs, folder, False, cluster.address, 1, say=lambda line: print(line, flush=True)):
+for record in run_on_ray(jobs, folder, False, cluster.address, 2, say=lambda line: print(line, flush=True)):
     print("final", record.seed, record.state)
 cluster.shutdown()
 '''
@@ -70,7 +73,7 @@ def test_every_job_ends_exactly_once_although_a_node_is_killed(tmp_path):
     starts = [(Path(record.run_dir) / "starts").read_text().split() for record in records]
     assert ends == [["end"]] * 4
     assert sorted(map(len, starts)) == [1, 1, 1, 2]  # the one on the killed node began again elsewhere
-    assert {(record.state, record.failures) for record in records} == {("done", 0)}
+    assert {(record.state, record.failures, record.slot) for record in records} == {("done", 0, "0")}
 
 
 def test_without_ray_or_a_cluster_there_is_a_sentence(tmp_path, monkeypatch):
