@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_a_table_of_80_columns_tells_all_five_states_apart():
     rows = {line.split()[1]: line for line in lines[2:7]}
     assert "ppo" in rows["noise:exp"]
     assert "[####..] 60% 0.78 0.81" in rows["noise:exp"]
-    assert rows["noise:exp"].endswith("0:40   3s")
+    assert re.search(r" 0:40 +\d+s$", rows["noise:exp"])  # the last column is not cut off
     for variant, state in (("constant", "done"), ("fast", "failed"), ("low_init", "killed"), ("high_init", "queued")):
         assert state in rows[f"noise:{variant}"]
     assert "! noise:exp seed 0: success fell below the pretrained 0.90" in lines
