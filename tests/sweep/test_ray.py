@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 from reinflow.sweep.configs import Variant
 from reinflow.sweep.plan import Job
 from reinflow.sweep.ray import run_on_ray
-from reinflow.sweep.records import read_records
+from reinflow.sweep.records import alive, read_records
 
 SCRIPT = """
 import json, pathlib, sys, time
@@ -44,9 +44,12 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus
 victim = cluster.add_node(num_cpus=1, num_gpus=1)
 
 def kill_a_node_when_both_work():
-    while sum(record.state == "running" for record in read_records(folder)) < 2:
+    while len(list(folder.glob("*/starts"))) < 2:
         time.sleep(0.1)
+    pids = [record.pid for record in read_records(folder) if record.pid]
     cluster.remove_node(victim, allow_graceful=False)
+    while all(alive(pid) for pid in pids):  # a dead node's processes follow it with a delay
+        time.sleep(0.1)
     (folder / "killed").touch()
     print("node killed", flush=True)
 
@@ -64,7 +67,7 @@ def test_every_job_ends_exactly_once_although_a_node_is_killed(tmp_path):
     folder = tmp_path / "sweep"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, str(tmp_path / "driver.py"), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "node killed" in done.stdout
     assert [f"final {seed} done" in done.stdout for seed in range(4)] == [True] * 4
