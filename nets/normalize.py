@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -10,6 +11,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 Self = TypeVar("Self", bound="_AffineNormalizer")
+
+
+def row_moments(rows: Float[Tensor, "n dim"]) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
+    """Mean and std of every column."""
+    return rows.mean(0), rows.std(0, correction=0)
+
+
+Moments = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""mean and std of the columns of rows"""
 
 
 class _AffineNormalizer(nn.Module):
@@ -56,11 +66,11 @@ class MeanStdNormalizer(_AffineNormalizer):
         """`std_floor`, in data units, keeps dimensions that hardly move from being blown up."""
         super().__init__(dim, std_floor)
 
-    def fit_(self: Self, data: Float[Tensor, "*batch dim"]) -> Self:
-        """Take the statistics from `data`, in place."""
-        rows = self._rows(data)
-        self.shift.copy_(rows.mean(0))
-        self.scale.copy_(rows.std(0, correction=0).clamp_min(self.floor))
+    def fit_(self: Self, data: Float[Tensor, "*batch dim"], moments: Moments = row_moments) -> Self:
+        """Take the statistics from `data`, in place; `moments` may add the rows of other processes."""
+        mean, std = moments(self._rows(data))
+        self.shift.copy_(mean)
+        self.scale.copy_(std.clamp_min(self.floor))
         return self
 
 

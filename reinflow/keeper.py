@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reinflow import distributed
 from reinflow.checkpoint import (
     Checkpoint,
     latest_training,
@@ -52,7 +53,9 @@ class Keeper:
         """success_once of the first evaluation, which in Stages 2 and 3 is the pretrained policy's"""
 
     def evaluate(self, policy: Policy, step: int) -> dict[str, Any]:
-        """Metrics of whole episodes; a new best is written to `best_model.pt`."""
+        """Metrics of whole episodes; a new best is written to `best_model.pt`. The first process does both."""
+        if not distributed.leads():
+            return {}
         started = time.perf_counter()
         result = evaluate(policy, self.env, episodes=self.config.num_eval_episodes, seed=self.config.eval_seed)
         metrics = result.metrics()
@@ -71,18 +74,22 @@ class Keeper:
 
     def hand_over(self, critic_state: dict[str, Tensor]) -> None:
         """Give the best policy this critic: one that trained on beside it while the policy was not surpassed."""
+        if not distributed.leads():
+            return
         path = self.run.dir / "best_model.pt"
         save_checkpoint(path, replace(load_checkpoint(path), critic_state=critic_state))
 
     def save(self, step: int, training: dict[str, Any]) -> None:
-        """Write a resumable checkpoint: the snapshot, `training`, and every random state."""
+        """Write a resumable checkpoint: the snapshot, `training`, and every random state of every process."""
+        randomness = distributed.gathered({"rng": rng_state(), "generator": self.generator.get_state()})
+        if not distributed.leads():
+            return
         checkpoint = self.snapshot()
         checkpoint.training = training | {
             "step": step,
             "best": list(self.best) if self.best else None,
             "first": self.first,
-            "rng": rng_state(),
-            "generator": self.generator.get_state(),
+            "randomness": randomness,
         }
         save_training(self.run.dir, step, checkpoint)
 
@@ -91,7 +98,12 @@ class Keeper:
         training = latest_training(self.run.dir, self.run.device).training or {}
         self.best = tuple(training["best"]) if training["best"] else None
         self.first = training["first"]
-        set_rng_state(training["rng"])
-        self.generator.set_state(training["generator"].cpu())
+        saved = training["randomness"]
+        if len(saved) == distributed.world_size():
+            own = saved[distributed.rank()]
+            set_rng_state(own["rng"])
+            self.generator.set_state(own["generator"].cpu())
+        else:
+            self.run.alarm(f"saved by {len(saved)} processes, so random states start anew: not the same run bit by bit")
         self.run.rewind(training["step"])
         return training

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from reinflow import distributed
 from reinflow.types import ChunkEnv, ChunkStep, Obs
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def offline(
         last = count == config.total_iters
         if is_due(count, config.log_freq, last):
             speed = (count - since) / (time.perf_counter() - clock)
+            metrics = distributed.averaged(metrics)
             run.log({**metrics, "charts/SPS": speed}, step=count)
             run.progress(count, loss=metrics["losses/total"])
             clock, since = time.perf_counter(), count
@@ -110,6 +112,14 @@ class RolloutStats:
         for name, value in vars(step.episode).items():
             total = (value.float() * ended).sum()
             self.sums[name] = self.sums.get(name, 0) + total
+
+    def of_all_processes(self) -> RolloutStats:
+        if not distributed.active():
+            return self
+        own = [self.env_steps, self.episodes, *self.sums.values()]
+        numbers = torch.stack([torch.as_tensor(value).double().cpu() for value in own])
+        steps, episodes, *sums = distributed.total(numbers)
+        return RolloutStats(steps, episodes, dict(zip(self.sums, sums, strict=True)))
 
     def metrics(self) -> Metrics:
         """Means over the ended episodes; success while exploring, not the evaluated success."""
@@ -209,7 +219,8 @@ def on_policy(
         critic_only = agent.is_in_critic_warmup()
         obs, stats = collect(agent, env, obs, buffer, generator)
         collected = time.perf_counter()
-        metrics = learner.update(buffer, generator, critic_only=critic_only)
+        metrics = distributed.averaged(learner.update(buffer, generator, critic_only=critic_only))
+        stats = stats.of_all_processes()
         updated = time.perf_counter()
         steps = int(stats.env_steps)
         state.env_steps += steps
@@ -228,7 +239,11 @@ def on_policy(
         )
         for sentence in worries(values):
             run.alarm(sentence)
-        run.status(phase="warmup" if critic_only else "ppo")
+        run.status(
+            phase="warmup" if critic_only else "ppo",
+            kl=values.get("losses/final_kl"),
+            clip_fraction=values.get("losses/clip_fraction"),
+        )
         last = state.env_steps >= config.total_timesteps
         if is_due(state.iteration, config.eval_freq, last):
             run.log(on_eval(state), step=state.env_steps)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from reinflow import distributed
 from reinflow.algos.bc import BehaviorCloning
 from reinflow.checkpoint import Checkpoint
 from reinflow.evaluation import EvalConfig
@@ -56,12 +57,15 @@ def train_offline(
         training = keeper.restore()
         learner.load_state_dict(training["learner"])
         start = training["step"]
-    elif evaluate_first:
-        run.log(on_eval(0), step=0)
+    else:
+        distributed.broadcast_(learner.state_dict())
+        if evaluate_first:
+            run.log(on_eval(0), step=0)
     run.status(phase="offline")
+    batch_size = distributed.share(config.batch_size, "batch_size")
     offline(
         learner,
-        lambda: draw(config.batch_size, generator),
+        lambda: draw(batch_size, generator),
         config,
         run,
         start=start,

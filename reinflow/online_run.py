@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import torch
 
+from reinflow import distributed
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO
 from reinflow.algos.rollout import RolloutBuffer
@@ -36,7 +37,7 @@ def train_online(
     generator = torch.Generator(run.device).manual_seed(run.config.seed)
     spec = agent.policy.spec
     buffer = RolloutBuffer(
-        config.rollout_steps * config.num_envs,
+        config.rollout_steps * env.num_envs,
         None if agent.trains_encoder else spec.cond_dim,
         spec.pred_horizon,
         spec.action_dim,
@@ -60,7 +61,7 @@ def train_online(
 
     def on_eval(state: OnPolicyState) -> Metrics:
         metrics = keeper.evaluate(agent.policy, state.env_steps)
-        if metrics["eval/success_once"] < keeper.first - 0.1:
+        if metrics and metrics["eval/success_once"] < keeper.first - 0.1:
             run.alarm(
                 f"success fell below the pretrained {keeper.first:.2f}: lower --lr or raise --critic_warmup_steps"
             )
@@ -76,6 +77,7 @@ def train_online(
         learner.load_state_dict(training["learner"])
         state = OnPolicyState(**training["counters"])
     else:
+        distributed.broadcast_(agent.state_dict())
         run.log(on_eval(state), step=0)
     on_policy(
         agent,

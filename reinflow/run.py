@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from reinflow import distributed
 from reinflow.errors import UserError
-from reinflow.log import JsonlSink, Metrics, MetricsLog, TensorBoardSink, WandbSink, rewind_jsonl
+from reinflow.log import JsonlSink, Metrics, MetricsLog, TensorBoardSink, WandbSink, rewind_jsonl, to_host
 from reinflow.progress import Progress
 from reinflow.rundir import RunDir, describe_run, write_config
 from reinflow.status import Status
@@ -105,16 +106,23 @@ class Run:
         """Make (or, to resume, take) the directory, describe the run in it, seed everything.
 
         `full_config` is the whole script's dataclass; `total` counts `unit`s ("env steps", "iterations"). UserError if
-        the directory exists or if another process trains in it; nothing is touched then.
+        the directory exists or if another process trains in it; nothing is touched then. Under torchrun the first
+        process does this and the others get a `Follower`.
         """
         if config.num_threads is not None:
             if config.num_threads < 1:
                 raise UserError(f"--num_threads must be at least 1, got {config.num_threads}")
             torch.set_num_threads(config.num_threads)
-        folder = RunDir.take(Path(config.runs_dir) / (config.exp_name or name), config.resume, config.overwrite)
-        description = describe_run(full_config, config.seed)
-        write_config(folder.path, description)
-        run = cls(config, folder, description, total, unit)
+        distributed.join(config.cuda)
+        path = Path(config.runs_dir) / (config.exp_name or name)
+        config = replace(continued(config, path), seed=distributed.own_seed(config.seed))
+        folder = distributed.led(lambda: RunDir.take(path, config.resume, config.overwrite))
+        if folder is None:
+            run: Run = Follower(config, path)
+        else:
+            description = describe_run(full_config, config.seed)
+            write_config(folder.path, description)
+            run = cls(config, folder, description, total, unit)
         run.seed_everything()
         return run
 
@@ -122,8 +130,10 @@ class Run:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGHUP):
                 self._handlers[number] = signal.signal(number, self._on_signal)
+        distributed.Watch.on_lost = lambda reason: self.status(state="failed", error=reason)
         self.status(state="running")
-        self.say(f"run {self.dir} on {self.device}")
+        processes = f", {distributed.world_size()} processes" if distributed.active() else ""
+        self.say(f"run {self.dir} on {self.device}{processes}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -140,6 +150,8 @@ class Run:
         self._text.close()
         never_began = isinstance(error, UserError) and not self._began
         self._folder.release(remove=never_began)
+        if error is None:
+            distributed.leave()
 
     def seed_everything(self) -> None:
         """Seed Python, NumPy and torch with the run's seed."""
@@ -201,6 +213,52 @@ class Run:
             os.kill(os.getpid(), number)
             return
         raise SystemExit(128 + number)
+
+
+class Follower(Run):
+    """What all processes but the first have of a run: they train along and leave its files alone."""
+
+    def __init__(self, config: RunConfig, path: Path):
+        self.config = config
+        self.dir = Path(config.resume) if config.resume else path
+        self.resumed = config.resume is not None
+        self.device = pick_device(config.cuda)
+        self.alarms = []
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            distributed.leave()
+
+    def log(self, metrics: Metrics, step: int) -> dict[str, float]:
+        return to_host(metrics)
+
+    def status(self, **fields: Any) -> None:
+        pass
+
+    def progress(self, step: int, **postfix: Any) -> None:
+        pass
+
+    def alarm(self, message: str) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+    def rewind(self, step: int) -> None:
+        pass
+
+
+def continued(config: RunConfig, path: Path) -> RunConfig:
+    """Where torchrun starts all processes again, they go on in their directory, from its checkpoint if it has one."""
+    if not distributed.restarts():
+        return config
+    own = Path(config.resume) if config.resume else path
+    if any((own / "checkpoints").glob("step_*")):
+        return replace(config, resume=str(own))
+    return replace(config, resume=None, overwrite=True)
 
 
 def outcome(error: BaseException | None) -> tuple[str, str | None]:

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from reinflow import distributed
+
 
 def gae(
     reward: Float[Tensor, "r n"],
@@ -33,8 +35,9 @@ def gae(
 
 
 def normalized(advantages: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Zero mean and unit std over the whole update batch."""
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    """Zero mean and unit std over the whole update batch, of all processes."""
+    mean, std = distributed.moments(advantages)
+    return (advantages - mean) / (std + 1e-8)
 
 
 def return_scale(gamma: float) -> float:
@@ -44,4 +47,4 @@ def return_scale(gamma: float) -> float:
 
 def explained_variance(value: Float[Tensor, "..."], returns: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """1 is a perfect critic, 0 one that knows only the mean, below 0 worse than that."""
-    return 1 - (returns - value).var() / returns.var().clamp_min(1e-8)
+    return 1 - distributed.variance(returns - value) / distributed.variance(returns).clamp_min(1e-8)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 from nets.vision import random_shift
+from reinflow import distributed
 from reinflow.errors import UserError
 from reinflow.policies.base import Policy
 from reinflow.policies.ema import EMA
@@ -85,6 +86,7 @@ class BehaviorCloning:
         """Backward, clip, step, average."""
         self.optimizer.zero_grad()
         loss.backward()
+        distributed.average_gradients_(self.policy.parameters())
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         rate = self.scheduler.get_last_lr()[0]
         self.optimizer.step()

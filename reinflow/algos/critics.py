@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nets.critic import QEnsemble, ValueNetwork
+from reinflow import distributed
 from reinflow.algos.advantages import return_scale
 
 
@@ -92,6 +93,7 @@ class Critics(nn.Module):
         value_loss = expectile_loss(behaviour_q, value, self.config.expectile)
         self.optimizer.zero_grad()
         (q_loss + value_loss).backward()
+        distributed.average_gradients_([*self.q.parameters(), *self.value.parameters()])
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target_q.parameters()), list(self.q.parameters()), self.config.tau)
