@@ -5,7 +5,8 @@ import json
 import pytest
 
 from reinflow import doctor
-from reinflow.doctor import Check, diagnose, mesa_command, numpy_verdict
+from reinflow.doctor import Check, diagnose, numpy_verdict
+from reinflow.envs.headless import mesa_command
 
 
 @pytest.mark.parametrize(
