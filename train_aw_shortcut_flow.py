@@ -45,6 +45,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    from reinflow import distributed
     from reinflow.algos.awr import AdvantageWeightedRegression
     from reinflow.checkpoint import load_checkpoint, load_state_
     from reinflow.data.chunks import ChunkDataset
@@ -65,7 +66,8 @@ def main(config: Config) -> None:
         chosen = checkpoint.policy_spec if checkpoint else config.policy
         horizons = {"act_horizon": chosen.act_horizon, "obs_horizon": chosen.obs_horizon}
         gamma = config.critics.gamma
-        env = make_env(env_config, num_envs=config.evaluation.envs, gamma=gamma, device=run.device, **horizons)
+        eval_envs = config.evaluation.envs if distributed.leads() else 1
+        env = make_env(env_config, num_envs=eval_envs, gamma=gamma, device=run.device, **horizons)
         with closing(env):
             demos.check_fit(env.spec)
             spec = checkpoint.policy_spec if checkpoint else config.policy.for_env(env.spec, config.num_inference_steps)

@@ -45,6 +45,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    from reinflow import distributed
     from reinflow.agent import ReinFlowAgent
     from reinflow.algos.ppo import PPO
     from reinflow.checkpoint import load_checkpoint, load_state_
@@ -71,11 +72,11 @@ def main(config: Config) -> None:
             "device": run.device,
         }
         with ExitStack() as envs:
+            num_envs = distributed.share(config.online.num_envs, "num_envs")
+            num_eval_envs = config.evaluation.envs if distributed.leads() else 1
             privileged = config.asymmetric_critic
-            env = envs.enter_context(
-                closing(make_env(env_config, config.online.num_envs, privileged=privileged, **settings))
-            )
-            eval_env = envs.enter_context(closing(make_env(env_config, config.evaluation.envs, **settings)))
+            env = envs.enter_context(closing(make_env(env_config, num_envs, privileged=privileged, **settings)))
+            eval_env = envs.enter_context(closing(make_env(env_config, num_eval_envs, **settings)))
             policy.spec.check_fits(env.spec)
             agent = ReinFlowAgent.from_policy(
                 policy,

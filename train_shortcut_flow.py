@@ -38,6 +38,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    from reinflow import distributed
     from reinflow.algos.bc import BehaviorCloning
     from reinflow.data.chunks import ChunkDataset
     from reinflow.data.demos import open_demos
@@ -54,7 +55,8 @@ def main(config: Config) -> None:
         config.run, name=name, full_config=config, total=config.offline.total_iters, unit="iterations"
     ) as run:
         horizons = {"act_horizon": config.policy.act_horizon, "obs_horizon": config.policy.obs_horizon}
-        env = make_env(env_config, num_envs=config.evaluation.envs, gamma=1.0, device=run.device, **horizons)
+        eval_envs = config.evaluation.envs if distributed.leads() else 1
+        env = make_env(env_config, num_envs=eval_envs, gamma=1.0, device=run.device, **horizons)
         with closing(env):
             demos.check_fit(env.spec)
             spec = config.policy.for_env(env.spec, config.num_inference_steps)

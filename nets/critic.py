@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nets.mlp import MLP
-from nets.normalize import MeanStdNormalizer
+from nets.normalize import MeanStdNormalizer, Moments, row_moments
 
 
 class ValueNetwork(nn.Module):
@@ -48,10 +48,10 @@ class PrivilegedValueNetwork(ValueNetwork):
         self.normalizer = MeanStdNormalizer(obs_dim)
         self.register_buffer("fitted", torch.tensor(False))
 
-    def fit_once_(self, states: Float[Tensor, "*b z"]) -> None:
+    def fit_once_(self, states: Float[Tensor, "*b z"], moments: Moments = row_moments) -> None:
         """Take the statistics of the first states that it is given; later calls change nothing."""
         if not self.fitted:
-            self.normalizer.fit_(states)
+            self.normalizer.fit_(states, moments)
             self.fitted.fill_(True)
 
     def forward(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b"]:

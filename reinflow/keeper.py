@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reinflow import distributed
 from reinflow.checkpoint import BEST, Checkpoint, load_checkpoint, save_checkpoint
 from reinflow.compatibility import compared, refuse
 from reinflow.errors import UserError
@@ -63,7 +64,9 @@ class Keeper:
         self._rolled_back = False
 
     def evaluate(self, policy: Policy, step: int) -> dict[str, Any]:
-        """Metrics of whole episodes; a new best is written to `best_model.pt`."""
+        """Metrics of whole episodes; a new best is written to `best_model.pt`. The first process does both."""
+        if not distributed.leads():
+            return {}
         started = time.perf_counter()
         result = evaluate(policy, self.env, episodes=self.config.num_eval_episodes, seed=self.config.eval_seed)
         metrics = result.metrics()
@@ -88,15 +91,18 @@ class Keeper:
 
     def hand_over(self, critic_state: dict[str, Tensor]) -> None:
         """Give the best policy this critic: one that trained on beside it while the policy was not surpassed."""
-        if self.best is None:
+        if not distributed.leads() or self.best is None:
             return
         path = self.run.dir / BEST
         checkpoint = replace(load_checkpoint(path), critic_state=critic_state)
         self._written(BEST, lambda: save_checkpoint(path, checkpoint))
 
     def mark(self, step: int) -> None:
-        """Remember this moment, in memory, as the one that an interruption goes back to."""
-        now = self._now(step)
+        """Remember this moment, in memory of the first process, as the one that an interruption goes back to."""
+        randomness = distributed.gathered({"rng": rng_state(), "generator": self.generator.get_state()})
+        if not distributed.leads():
+            return
+        now = self._now(step, randomness)
         parts = {name: copied(getattr(now, name)) for name in ("policy_state", "critic_state", "training")}
         self._mark = (step, replace(now, **parts))
 
@@ -106,7 +112,7 @@ class Keeper:
         self.save_mark()
 
     def save_mark(self) -> None:
-        """Write the mark as a resumable state, beside the training that goes on."""
+        """Write the mark as a resumable state, beside the training that goes on; only the first process has one."""
         self._settle()
         if self._mark is not None:
             step, checkpoint = self._mark
@@ -120,8 +126,13 @@ class Keeper:
         training = self._load()
         self.best = tuple(training["best"]) if training["best"] else None
         self.first = training["first"]
-        set_rng_state(training["rng"])
-        self.generator.set_state(training["generator"].cpu())
+        saved = training["randomness"]
+        if len(saved) == distributed.world_size():
+            own = saved[distributed.rank()]
+            set_rng_state(own["rng"])
+            self.generator.set_state(own["generator"].cpu())
+        else:
+            self.run.alarm(f"saved by {len(saved)} processes, so random states start anew: not the same run bit by bit")
         self.run.rewind(training["step"])
         return training
 
@@ -145,34 +156,41 @@ class Keeper:
 
     @contextmanager
     def saving_when_interrupted(self, step: Callable[[], int] | None = None) -> Iterator[None]:
-        """Write a resumable state before a signal ends the run: the mark, or with `step` this moment."""
-        with deferred():
+        """Write a resumable state before a signal ends the run: the mark, or with `step` this moment.
+
+        A signal ends several processes at once and without: they can't agree any more on a moment.
+        """
+        several = distributed.active()
+        if several:
+            self.run.say("a signal ends several processes without saving: the last checkpoint is what --resume takes")
+        with nullcontext() if several else deferred():
             try:
                 yield
             except Interrupted:
-                if step is not None:
-                    self.mark(step())
-                self.save_mark()
+                if not several:
+                    if step is not None:
+                        self.mark(step())
+                    self.save_mark()
                 raise
             finally:
                 self._settle()
                 self._writer.shutdown()
 
-    def _now(self, step: int) -> Checkpoint:
-        """The snapshot with everything that a resume needs; its tensors are the live ones."""
+    def _now(self, step: int, randomness: list[dict[str, Any]]) -> Checkpoint:
+        """The snapshot with everything that a resume needs, random states of every process; its tensors are live."""
         checkpoint = self.snapshot()
         checkpoint.meta |= {"step": step}
         checkpoint.training = self.training() | {
             "step": step,
             "best": list(self.best) if self.best else None,
             "first": self.first,
-            "rng": rng_state(),
-            "generator": self.generator.get_state(),
+            "randomness": randomness,
         }
         return checkpoint
 
     def _load(self) -> dict[str, Any]:
         self._settle()
+        distributed.meet()  # the first process has written what all of them read
         checkpoint = latest_training(self.run.dir, say=self.run.say)
         now = self.snapshot()
         differences = compared(checkpoint.policy_spec.to_dict(), now.policy_spec.to_dict(), "policy ")

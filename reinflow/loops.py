@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from reinflow import interrupts
+from reinflow import distributed, interrupts
 from reinflow.algos.guard import MOST_IN_A_ROW
 from reinflow.types import ChunkEnv, ChunkStep, Obs
 
@@ -129,6 +129,7 @@ def offline(
         state.evaluated, unsaved = False, True
         if is_due(state.count, config.log_freq, state.count >= config.total_iters):
             speed = (state.count - since) / (time.perf_counter() - clock)
+            metrics = distributed.averaged(metrics)
             values = run.log({**metrics, "charts/SPS": speed}, step=state.count)
             run.progress(state.count, loss=metrics["losses/total"])
             for sentence in left_out(values):
@@ -155,6 +156,14 @@ class RolloutStats:
         for name, value in vars(step.episode).items():
             total = (value.float() * ended).sum()
             self.sums[name] = self.sums.get(name, 0) + total
+
+    def of_all_processes(self) -> RolloutStats:
+        if not distributed.active():
+            return self
+        own = [self.env_steps, self.episodes, self.broken, *self.sums.values()]
+        numbers = torch.stack([torch.as_tensor(value).double().cpu() for value in own])
+        steps, episodes, broken, *sums = distributed.total(numbers)
+        return RolloutStats(steps, episodes, broken, dict(zip(self.sums, sums, strict=True)))
 
     def metrics(self) -> Metrics:
         """Means over the ended episodes; success while exploring, not the evaluated success."""
@@ -301,13 +310,14 @@ def iterate(
     agent.update_noise_schedule(step=state.env_steps)
     critic_only = agent.is_in_critic_warmup()
     obs, stats = collect(agent, env, obs, buffer, generator)
-    if int(stats.broken) == buffer.buffer_size:
+    stats = stats.of_all_processes()
+    if int(stats.broken) == buffer.buffer_size * distributed.world_size():
         raise Diverged(
             "no decision of an iteration was usable",
             "lower the learning rates, and look at the env's observations and rewards",
         )
     collected = time.perf_counter()
-    metrics = learner.update(buffer, generator, critic_only=critic_only)
+    metrics = distributed.averaged(learner.update(buffer, generator, critic_only=critic_only))
     updated = time.perf_counter()
     steps = int(stats.env_steps)
     state.env_steps += steps
@@ -326,6 +336,10 @@ def iterate(
     )
     for sentence in worries(values):
         run.alarm(sentence)
-    run.status(phase="warmup" if critic_only else "ppo")
+    run.status(
+        phase="warmup" if critic_only else "ppo",
+        kl=values.get("losses/final_kl"),
+        clip_fraction=values.get("losses/clip_fraction"),
+    )
     refuse_to_diverge(values)
     return obs

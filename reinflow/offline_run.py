@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from reinflow import distributed
 from reinflow.algos.bc import BehaviorCloning
 from reinflow.checkpoint import Checkpoint
 from reinflow.evaluation import EvalConfig
@@ -60,11 +61,13 @@ def train_offline(
             learner.load_state_dict(training["learner"])
             state = OfflineState(**training["counters"])
 
+    batch_size = distributed.share(config.batch_size, "batch_size")
+
     def train() -> None:
         run.status(phase="offline")
         offline(
             learner,
-            lambda: draw(config.batch_size, generator),
+            lambda: draw(batch_size, generator),
             config,
             run,
             state=state,
@@ -75,6 +78,8 @@ def train_offline(
     with keeper.saving_when_interrupted(lambda: state.count):
         if run.resumed:
             go_back(keeper.restore())
+        else:
+            distributed.broadcast_(learner.state_dict())
         while True:
             try:
                 train()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from reinflow import distributed
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO
 from reinflow.algos.rollout import RolloutBuffer
@@ -37,7 +38,7 @@ def train_online(
     generator = torch.Generator(run.device).manual_seed(run.config.seed)
     spec = agent.policy.spec
     buffer = RolloutBuffer(
-        config.rollout_steps * config.num_envs,
+        config.rollout_steps * env.num_envs,
         None if agent.trains_encoder else spec.cond_dim,
         spec.pred_horizon,
         spec.action_dim,
@@ -62,14 +63,14 @@ def train_online(
             "agent": agent.state_dict(),
             "learner": learner.state_dict(),
             "counters": asdict(state),
-            "env": env.state(),
+            "env": None if distributed.active() else env.state(),
         }
 
     keeper = Keeper(run, eval_env, evaluation, generator, snapshot, training, camera)
 
     def on_eval(state: OnPolicyState) -> Metrics:
         metrics = keeper.evaluate(agent.policy, state.env_steps)
-        if metrics["eval/success_once"] < keeper.first - 0.1:
+        if metrics and metrics["eval/success_once"] < keeper.first - 0.1:
             run.alarm(
                 f"success fell below the pretrained {keeper.first:.2f}: lower --lr or raise --critic_warmup_steps"
             )
@@ -104,6 +105,8 @@ def train_online(
             saved = keeper.restore()
             go_back(saved)
             obs = continued(env, saved["env"], run)
+        else:
+            distributed.broadcast_(agent.state_dict())
         while True:
             try:
                 train(env.reset(seed=run.config.seed + state.iteration) if obs is None else obs)
@@ -114,8 +117,11 @@ def train_online(
 
 
 def continued(env: ChunkEnv, state: Any, run: Run) -> Obs | None:
-    """Bring the envs to where they were; None, with an alarm, where that can't be and new episodes have to start."""
-    obs = None if state is None else env.restore(state)
+    """Bring the envs to where they were; None, with an alarm, where that can't be and new episodes have to start.
+
+    The envs of several processes always start new ones.
+    """
+    obs = None if state is None or distributed.active() else env.restore(state)
     if obs is None:
         run.alarm("the envs could not go on where they were: new episodes started")
     return obs

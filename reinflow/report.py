@@ -21,18 +21,20 @@ import tyro
 from reinflow.cli import run_script
 from reinflow.errors import UserError
 from reinflow.sweep.records import View, look, read_records
-from reinflow.sweep.results import Summary, read_metrics, summarise
+from reinflow.sweep.results import CONFIDENCE, Summary, common_goal, read_metrics, summarise
 
 MAX_VIDEO_BYTES = 3_000_000
 """a larger video is named instead of embedded"""
 COLUMNS = (
-    "configuration", "seeds", "success", "±95 %", "vs baseline", "vs pretrained", "best", "steps to 80 %", "stability",
-    "drawdown", "minutes",
+    "configuration", "seeds", "success", "±95 %", "vs baseline", "vs pretrained", "best", "steps to goal", "stability",
+    "drawdown", "minutes", "steps/s", "s/epoch",
 )  # fmt: skip
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd }
-td { text-align: right; font-variant-numeric: tabular-nums } td:first-child, th:first-child { text-align: left }
+body { font: 14px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
+th, td { padding: .25rem .5rem; border-bottom: 1px solid #ddd }
+td { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+td:first-child, th:first-child { text-align: left }
 th { cursor: pointer; background: #f4f4f4 } .better { color: #06732d } .worse { color: #b00020 }
 svg, video { max-width: 100%; height: auto } code { background: #f4f4f4; padding: 0 .2rem } .note { color: #666 }
 """
@@ -65,8 +67,9 @@ def main(config: Config) -> None:
     if not views:
         raise UserError(f"{log_dir} is not the folder of a sweep: pass the --log-dir of ./sweep_reinflow_parallel.sh")
     summaries = summarise(views)
-    (log_dir / "report.html").write_text(page(log_dir, views, summaries))
-    (log_dir / "report.md").write_text(markdown(views, summaries))
+    goal = common_goal(summaries) if summaries else 0.0
+    (log_dir / "report.html").write_text(page(log_dir, views, summaries, goal))
+    (log_dir / "report.md").write_text(markdown(views, summaries, goal))
     write_csv(log_dir / "results.csv", views)
     print(f"wrote {log_dir / 'report.html'}, report.md and results.csv")
 
@@ -78,26 +81,33 @@ def baseline_of(summaries: list[Summary]) -> Summary | None:
     return next((summary for summary in summaries if summary.category == "baseline"), None)
 
 
-def cells(summary: Summary, baseline: Summary | None) -> list[str]:
+def number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def cells(summary: Summary, baseline: Summary | None, goal: float) -> list[str]:
     """A configuration's row; a difference to the baseline that the seeds bear out has a star."""
-    interval = summary.interval
+    interval, count = summary.interval, len(summary.curves)
     versus = "-"
     if baseline is not None and summary is not baseline:
         star = "*" if summary.differs_from(baseline) else ""
         versus = f"{100 * (summary.final - baseline.final):+.1f}{star}"
-    steps = summary.steps_to_80
+    reached = summary.steps_to(goal)
+    some = f" ({len(reached)}/{count})" if len(reached) < count else ""
     return [
         summary.key,
-        str(len(summary.curves)),
+        str(count),
         f"{100 * summary.final:.1f}",
-        "-" if interval is None else f"{100 * interval:.1f}",
+        number(None if interval is None else 100 * interval, 1),
         versus,
         f"{100 * summary.gain:+.1f}",
         f"{100 * summary.mean('best'):.1f}",
-        "-" if steps is None else f"{steps:,.0f}",
+        f"{sum(reached) / len(reached):,.0f}{some}" if reached else "-",
         f"{100 * summary.mean('stability'):.1f}",
         f"{100 * summary.mean('drawdown'):.1f}",
-        f"{summary.minutes:.1f}",
+        f"{summary.mean('seconds') / 60:.1f}",
+        number(summary.mean_of("speed"), 0),
+        number(summary.mean_of("epoch_seconds"), 2),
     ]
 
 
@@ -117,23 +127,27 @@ def verdict(summaries: list[Summary]) -> str:
             parts.append(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} {word} than the baseline")
     unclear = sum(not differs for _, differs in judged)
     parts.append(f"{unclear} of {len(judged)} configurations can't be told from it (95 % level, Welch's t test)")
-    return f"{'; '.join(parts)}."
+    chance = (1 - CONFIDENCE) * sum(differs is not None for _, differs in judged)
+    return f"{'; '.join(parts)}. By chance alone about {chance:.1f} would look different."
 
 
-EXPLANATION = (
-    "success: success_once of the evaluations in the last fifth of a run, mean over seeds, in %. "
-    "steps to 80 %: env steps until 80 % of the way from the pretrained to the best success. "
-    "stability: standard deviation over the last fifth. drawdown: largest fall below an earlier success. "
-    "minutes: wall time of a run. *: differs from the baseline at the 95 % level."
-)
+def explanation(goal: float) -> str:
+    return (
+        "success: success_once of the evaluations in the last fifth of a run, mean over seeds, in %. "
+        f"steps to goal: env steps until a success of {100 * goal:.0f} %, 80 % of the way from the pretrained policy "
+        "to the best configuration; (seeds that got there). "
+        "stability: standard deviation over the last fifth. drawdown: largest fall below an earlier success. "
+        "minutes: rollouts, updates and evaluations of a run. steps/s: env steps, evaluations left out. "
+        "s/epoch: a PPO epoch over one rollout. *: differs from the baseline at the 95 % level."
+    )
 
 
-def markdown(views: list[View], summaries: list[Summary]) -> str:
+def markdown(views: list[View], summaries: list[Summary], goal: float) -> str:
     baseline = baseline_of(summaries)
     lines = ["# ReinFlow sweep", "", heading(views), "", verdict(summaries), ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cells(summary, baseline)) + " |" for summary in summaries]
-    lines += ["", EXPLANATION, ""]
+    lines += ["| " + " | ".join(cells(summary, baseline, goal)) + " |" for summary in summaries]
+    lines += ["", explanation(goal), ""]
     lines += [f"* {view.record.name}: {view.state}: {view.record.error or ''}" for view in unfinished(views)]
     return "\n".join(lines) + "\n"
 
@@ -165,15 +179,17 @@ def write_csv(path: Path, views: list[View]) -> None:
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 
-def page(log_dir: Path, views: list[View], summaries: list[Summary]) -> str:
+def page(log_dir: Path, views: list[View], summaries: list[Summary], goal: float) -> str:
     baseline = baseline_of(summaries)
     body = [f"<h1>ReinFlow sweep</h1><p>{html.escape(heading(views))}</p>", origin(views)]
     body.append(f"<p><b>{html.escape(verdict(summaries))}</b></p>")
-    body.append(html_table(summaries, baseline))
-    body.append(f'<p class="note">{html.escape(EXPLANATION)} Click a column to sort.</p>')
+    body.append(html_table(summaries, baseline, goal))
+    body.append(f'<p class="note">{html.escape(explanation(goal))} Click a column to sort.</p>')
     for category in dict.fromkeys(s.category for s in summaries if s is not baseline):
-        members = [s for s in summaries if s.category == category]
-        body.append(f"<h2>{html.escape(category)}</h2>{chart([baseline, *members] if baseline else members)}")
+        members = [s for s in summaries if s is baseline or s.category == category]
+        ranked = sorted(members, key=lambda summary: -summary.final)
+        body.append(f"<h2>{html.escape(category)}</h2>{html_table(ranked, baseline, goal)}{chart(members)}")
+    body.append('<p class="note">Lines are means over seeds, bands reach from the lowest to the highest seed.</p>')
     body.append(failures(log_dir, views))
     body.append(videos(views))
     return (
@@ -196,11 +212,11 @@ def origin(views: list[View]) -> str:
     return ""
 
 
-def html_table(summaries: list[Summary], baseline: Summary | None) -> str:
+def html_table(summaries: list[Summary], baseline: Summary | None, goal: float) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in COLUMNS)
     rows = []
     for summary in summaries:
-        texts = cells(summary, baseline)
+        texts = cells(summary, baseline, goal)
         marks = ["" for _ in texts]
         if texts[4].endswith("*"):
             marks[4] = "better" if texts[4].startswith("+") else "worse"
@@ -227,7 +243,8 @@ def chart(summaries: list[Summary]) -> str:
         (line,) = axes.plot(grid, values.mean(0), label=summary.key, zorder=len(summaries) - index, **style)
         if len(values) > 1:
             axes.fill_between(grid, values.min(0), values.max(0), alpha=0.15, color=line.get_color())
-    axes.set(xlabel="env steps", ylabel="success_once", ylim=(0, 1.02))
+    lowest = min(min(curve.success) for summary in summaries for curve in summary.curves)
+    axes.set(xlabel="env steps", ylabel="success_once", ylim=(max(lowest - 0.05, 0), 1.02))
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
     text = io.StringIO()

@@ -14,16 +14,17 @@ import os
 import time
 import traceback
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from reinflow import distributed
 from reinflow.compatibility import changes, refuse
 from reinflow.errors import UserError
 from reinflow.interrupts import Interrupted, listening
-from reinflow.log import Metrics, MetricsLog, TensorBoardSink, WandbSink, rewind_jsonl
+from reinflow.log import Metrics, MetricsLog, TensorBoardSink, WandbSink, rewind_jsonl, to_host
 from reinflow.progress import Progress
 from reinflow.rng import seed_globals
 from reinflow.rundir import RunDir, TextLog, describe_run, read_config, write_config
@@ -105,29 +106,27 @@ class Run:
 
         `full_config` is the whole script's dataclass; `total` counts `unit`s ("env steps", "iterations"). UserError if
         the directory exists, if another process trains in it, or if a resumed run would not be the same run (see
-        `reinflow.compatibility`); nothing is touched then.
+        `reinflow.compatibility`); nothing is touched then. Under torchrun the first process does this and the others
+        get a `Follower`.
         """
         if config.num_threads is not None:
             if config.num_threads < 1:
                 raise UserError(f"--num_threads must be at least 1, got {config.num_threads}")
             torch.set_num_threads(config.num_threads)
-        folder = RunDir.take(Path(config.runs_dir) / (config.exp_name or name), config.resume, config.overwrite)
-        description = describe_run(full_config, config.seed, str(pick_device(config.cuda).type))
-        if config.resume is not None:
-            try:
-                description |= kept_from(folder.path, description, config.allow_changes)
-            except UserError:
-                folder.release()
-                raise
-        write_config(folder.path, description)
-        run = cls(config, folder, description, total, unit)
+        distributed.join(config.cuda)
+        path = Path(config.runs_dir) / (config.exp_name or name)
+        config = replace(continued(config, path), seed=distributed.own_seed(config.seed))
+        taken = distributed.led(lambda: described(config, path, full_config))
+        run = Follower(config, path) if taken is None else cls(config, *taken, total, unit)
         run.seed_everything()
         return run
 
     def __enter__(self) -> Run:
         self._stack.enter_context(listening(last_words=lambda: self.status(state="killed", error="stopped at once")))
+        distributed.Watch.on_lost = lambda reason: self.status(state="failed", error=reason)
         self.status(state="running")
-        self.say(f"run {self.dir} on {self.device}")
+        processes = f", {distributed.world_size()} processes" if distributed.active() else ""
+        self.say(f"run {self.dir} on {self.device}{processes}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -145,6 +144,8 @@ class Run:
         self._stack.close()
         never_began = isinstance(error, UserError) and not self._began
         self._folder.release(remove=never_began)
+        if error is None:
+            distributed.leave()
 
     def seed_everything(self) -> None:
         """Seed Python, NumPy and torch with the run's seed."""
@@ -208,12 +209,75 @@ class Run:
         self._text.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
 
+def described(config: RunConfig, path: Path, full_config: Any) -> tuple[RunDir, dict[str, Any]]:
+    """Take the directory and write what describes the run; UserError as `Run.open` has it."""
+    folder = RunDir.take(path, config.resume, config.overwrite)
+    description = describe_run(full_config, config.seed, str(pick_device(config.cuda).type))
+    if config.resume is not None:
+        try:
+            description |= kept_from(folder.path, description, config.allow_changes)
+        except UserError:
+            folder.release()
+            raise
+    write_config(folder.path, description)
+    return folder, description
+
+
 def kept_from(run_dir: Path, description: dict[str, Any], allow_changes: bool) -> dict[str, Any]:
     """What a resumed run keeps of its first description; UserError with a table where it would be another run."""
     before = read_config(run_dir)
     if not allow_changes:
         refuse(run_dir, changes(before, description), "undo these changes, or resume it with --allow_changes")
     return {"tracker_id": before.get("tracker_id", description["tracker_id"])}
+
+
+class Follower(Run):
+    """What all processes but the first have of a run: they train along and leave its files alone."""
+
+    def __init__(self, config: RunConfig, path: Path):
+        self.config = config
+        self.dir = Path(config.resume) if config.resume else path
+        self.resumed = config.resume is not None
+        self.device = pick_device(config.cuda)
+        self.alarms = []
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            distributed.leave()
+
+    def log(self, metrics: Metrics, step: int) -> dict[str, float]:
+        return to_host(metrics)
+
+    def status(self, **fields: Any) -> None:
+        pass
+
+    def progress(self, step: int, **postfix: Any) -> None:
+        pass
+
+    def alarm(self, message: str) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+    def rewind(self, step: int) -> None:
+        pass
+
+    def write_failed(self, what: str, error: OSError) -> None:
+        pass
+
+
+def continued(config: RunConfig, path: Path) -> RunConfig:
+    """Where torchrun starts all processes again, they go on in their directory, from its checkpoint if it has one."""
+    if not distributed.restarts():
+        return config
+    own = Path(config.resume) if config.resume else path
+    if any((own / "checkpoints").glob("step_*[0-9]")):
+        return replace(config, resume=str(own))
+    return replace(config, resume=None, overwrite=True)
 
 
 def outcome(error: BaseException | None) -> tuple[str, str | None]:

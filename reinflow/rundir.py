@@ -95,6 +95,17 @@ def lock(path: Path) -> IO[str]:
     return file
 
 
+def is_free(path: Path) -> bool:
+    """Whether no process holds `path`."""
+    if not path.exists():
+        return True
+    try:
+        lock(path).close()
+    except UserError:
+        return False
+    return True
+
+
 def empty(path: Path) -> None:
     for entry in path.iterdir():
         if entry.name == LOCK:

@@ -20,8 +20,8 @@ class Status:
     """A dict that is a file.
 
     Fields: name, seed, state (running | done | failed | killed), pid, host, gpu, step, total, unit, sps, eta (seconds),
-    phase, success, best_success, success_history ([step, success] pairs), alarms, write_failures (what a disk refused),
-    error, started and heartbeat (unix time).
+    phase, kl and clip_fraction (of the last update), success, best_success, success_history ([step, success] pairs),
+    alarms, write_failures (what a disk refused), error, started and heartbeat (unix time).
     """
 
     def __init__(self, path: Path, fields: dict[str, Any]):

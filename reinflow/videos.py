@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 
+from reinflow import distributed
 from reinflow.envs import EnvConfig, make_filmed_env
 from reinflow.envs.recorder import Film
 from reinflow.evaluation import evaluate
@@ -53,8 +54,8 @@ class Camera:
 
 @contextmanager
 def filming(run: RunConfig, task: EnvSpec, config: EnvConfig, policy: Policy, seed: int) -> Iterator[Camera | None]:
-    """The camera of a run whose flags ask for one, while it is open."""
-    if not run.capture_video:
+    """The camera of a run whose flags ask for one, while it is open; the process that evaluates has it."""
+    if not run.capture_video or not distributed.leads():
         yield None
         return
     with closing(Camera(task, config, policy, seed, run.num_video_envs)) as camera:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = {"reinflow.types", "reinflow.errors", "reinflow.interrupts", "reinflow.rng"}
+CORE = {"reinflow.types", "reinflow.errors", "reinflow.interrupts", "reinflow.rng", "reinflow.distributed"}
 TENSORS = {"torch", "numpy", "jaxtyping", "einops"}
 SIMULATOR = {"mani_skill", "sapien", "gymnasium"}
 
@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "nets": {"nets", "torch", "einops", "jaxtyping"},
     "reinflow/types.py": {"torch", "jaxtyping"},
     "reinflow/errors.py": set(),
+    "reinflow/distributed.py": {"torch", "jaxtyping", "reinflow.errors"},
     "reinflow/cli.py": {"tyro", "reinflow.errors"},
     "reinflow/envs": CORE
     | TENSORS

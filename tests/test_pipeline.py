@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,6 +50,11 @@ def succeed(folder: Path, *command: str) -> str:
     done = run(folder, *command)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def documented() -> set[str]:
+    """Names in docs/metrics.md."""
+    return set(re.findall(r"`((?:eval|rollout|losses|charts|time)/\w+)`", (ROOT / "docs/metrics.md").read_text()))
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -178,3 +184,9 @@ def test_wrong_input_ends_with_one_sentence_and_code_2_and_leaves_nothing(passed
     assert sentence.startswith("error: ")
     assert named in sentence
     assert sorted(passed.rglob("*")) == before
+
+
+def test_every_logged_name_is_explained_and_every_explained_name_is_logged(passed: Path):
+    lines = [line for folder in (passed / "runs").iterdir() for line in metrics(folder)]
+    logged = {name for line in lines for name in line} - {"step", "time"}
+    assert logged == documented()

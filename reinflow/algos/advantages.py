@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from reinflow import distributed
+
 
 def gae(
     reward: Float[Tensor, "r n"],
@@ -43,12 +45,10 @@ def mean_over(values: Float[Tensor, "..."], valid: Float[Tensor, "..."] | None) 
 
 
 def normalized(advantages: Float[Tensor, "..."], valid: Float[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
-    """Zero mean and unit std over the whole update batch, of which decisions that are not valid are no part."""
-    if valid is None:
-        return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    centred = (advantages - mean_over(advantages, valid)) * valid
-    variance = centred.square().sum() / (valid.sum() - 1).clamp_min(1)
-    return centred / (variance.sqrt() + 1e-8)
+    """Zero mean and unit std over the whole update batch, of all processes; invalid decisions are no part of it."""
+    mean, std = distributed.moments(advantages, valid)
+    centred = advantages - mean
+    return (centred if valid is None else centred * valid) / (std + 1e-8)
 
 
 def return_scale(gamma: float) -> float:
@@ -58,4 +58,4 @@ def return_scale(gamma: float) -> float:
 
 def explained_variance(value: Float[Tensor, "..."], returns: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """1 is a perfect critic, 0 one that knows only the mean, below 0 worse than that."""
-    return 1 - (returns - value).var() / returns.var().clamp_min(1e-8)
+    return 1 - distributed.variance(returns - value) / distributed.variance(returns).clamp_min(1e-8)

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reinflow.algos.bc import BCConfig, BehaviorCloning, regression_loss
+from reinflow import distributed
+from reinflow.algos.bc import BCConfig, BehaviorCloning
 from reinflow.algos.critics import CriticConfig, Critics
 from reinflow.policies.base import Policy
 
@@ -29,8 +30,9 @@ class AWRConfig:
 
 
 def advantage_weights(advantage: Float[Tensor, "b"], beta: float, weight_clip: float) -> Float[Tensor, "b"]:
-    """min(exp(beta * A / std(A)), clip)."""
-    return (beta * advantage / (advantage.std() + 1e-8)).exp().clamp_max(weight_clip)
+    """min(exp(beta * A / std(A)), clip), the std over the rows of all processes."""
+    std = distributed.moments(advantage)[1]
+    return (beta * advantage / (std + 1e-8)).exp().clamp_max(weight_clip)
 
 
 def effective_sample_size(weight: Float[Tensor, "b"]) -> Float[Tensor, ""]:
@@ -54,7 +56,7 @@ class AdvantageWeightedRegression(BehaviorCloning):
 
     def update(self, batch: Any) -> dict[str, Tensor]:
         """One step of the critics and one of the policy on a batch of transitions."""
-        rows, cond = regression_loss(self.policy, self.ema.module, self.augmented(batch.obs), batch.chunk)
+        rows, cond = self.regression(batch)
         cond = cond.detach()
         action = self.executed(self.policy.normalize_chunk(batch.chunk))
         with torch.no_grad():
@@ -65,7 +67,7 @@ class AdvantageWeightedRegression(BehaviorCloning):
             cond, action, batch.reward, batch.discount, batch.terminated, next_cond, next_action
         )
         weight = advantage_weights(self.critics.advantage(cond, action), self.awr.beta, self.awr.weight_clip)
-        metrics |= self.descend((weight * rows).mean() / weight.mean())
+        metrics |= self.descend((weight * rows).mean() / distributed.mean(weight.mean()))
         metrics["losses/effective_sample_size"] = effective_sample_size(weight)
         return metrics
 

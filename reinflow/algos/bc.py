@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from nets.vision import random_shift
+from reinflow import distributed
 from reinflow.algos.guard import StepGuard
 from reinflow.errors import UserError
 from reinflow.policies.base import Policy
@@ -34,6 +36,8 @@ class BCConfig:
     """decay of the moving average of the weights"""
     use_ema_teacher: bool = True
     """shortcut bootstrap targets come from the moving average instead of the weights themselves"""
+    draws: int = 1
+    """noises and times drawn per row: several for one encoding, where encoding pictures costs more than the flow"""
     random_shift: int = 4
     """pixels by which the pictures of a row are moved at random; 0 is off"""
 
@@ -51,12 +55,6 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> 
         return (1 + math.cos(math.pi * min((iteration - warmup) / max(total - warmup, 1), 1))) / 2
 
     return LambdaLR(optimizer, share_of_peak)
-
-
-def regression_loss(policy: Policy, teacher: Policy | None, obs: Obs, chunk: Tensor) -> tuple[Tensor, Tensor]:
-    """Unreduced loss of a Regressable policy on env-unit chunks, and the condition that it used."""
-    cond = policy.encode(obs)
-    return cast(Regressable, policy).loss(cond, policy.normalize_chunk(chunk), teacher), cond
 
 
 class BehaviorCloning:
@@ -77,9 +75,15 @@ class BehaviorCloning:
 
     def update(self, batch: Any) -> dict[str, Tensor]:
         """One gradient step on a batch with `obs` and `chunk`, in env units."""
-        teacher = self.ema.module if self.config.use_ema_teacher else None
-        rows, _ = regression_loss(self.policy, teacher, self.augmented(batch.obs), batch.chunk)
+        rows, _ = self.regression(batch)
         return self.descend(rows.mean())
+
+    def regression(self, batch: Any) -> tuple[Float[Tensor, "b"], Float[Tensor, "b z"]]:
+        """The policy's own loss per row, the mean of all draws, and the conditions that it used."""
+        cond, chunk = self.policy.encode(self.augmented(batch.obs)), self.policy.normalize_chunk(batch.chunk)
+        draws, teacher = self.config.draws, self.ema.module if self.config.use_ema_teacher else None
+        rows = cast(Regressable, self.policy).loss(cond.repeat(draws, 1), chunk.repeat(draws, 1, 1), teacher)
+        return rows.unflatten(0, (draws, -1)).mean(0), cond
 
     def augmented(self, obs: Obs) -> Obs:
         """The observations with their pictures moved, where they have any."""
@@ -92,6 +96,7 @@ class BehaviorCloning:
         """Backward, clip, step unless that is not finite, average."""
         self.optimizer.zero_grad()
         loss.backward()
+        distributed.average_gradients_(self.policy.parameters())
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         rate = self.scheduler.get_last_lr()[0]
         self.guard.step(loss, [(self.optimizer, norm)])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nets.critic import QEnsemble, ValueNetwork
+from reinflow import distributed
 from reinflow.algos.advantages import return_scale
 from reinflow.algos.guard import StepGuard
 
@@ -97,6 +98,7 @@ class Critics(nn.Module):
         self.optimizer.zero_grad()
         loss = q_loss + value_loss
         loss.backward()
+        distributed.average_gradients_(self.trained())
         norm = nn.utils.get_total_norm([p.grad for p in self.trained() if p.grad is not None])
         self.guard.step(loss, [(self.optimizer, norm)])
         with torch.no_grad():

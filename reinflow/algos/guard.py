@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reinflow import distributed
+
 MOST_IN_A_ROW = 10
 """skipped steps in a row after which a run goes back to its last checkpoint"""
 
@@ -28,10 +30,10 @@ class StepGuard:
         self.longest: Tensor | float = 0.0
 
     def step(self, loss: Float[Tensor, ""], parts: Iterable[tuple[torch.optim.Optimizer, Float[Tensor, ""]]]) -> None:
-        """Step each optimiser unless `loss`, or the gradient norm that it comes with, is not finite."""
+        """Step each optimiser unless `loss`, or the gradient norm that it comes with, is not finite in any process."""
         skipped: Float[Tensor, ""] | None = None
         for optimizer, norm in parts:
-            bad = (loss.detach() + norm).isfinite().logical_not().float()
+            bad = distributed.largest((loss.detach() + norm).isfinite().logical_not().float())
             optimizer.found_inf = bad  # type: ignore[attr-defined]
             optimizer.step()
             skipped = bad if skipped is None else torch.maximum(skipped, bad)

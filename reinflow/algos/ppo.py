@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nets.critic import PrivilegedValueNetwork
-from reinflow import interrupts
+from reinflow import distributed, interrupts
 from reinflow.algos.advantages import explained_variance, mean_over, normalized
 from reinflow.algos.guard import StepGuard
 from reinflow.algos.rollout import RolloutBuffer, Rows
@@ -113,10 +113,10 @@ class PPO:
         """All epochs over `buffer`; returns metrics as tensors. With `critic_only` the actor is not even evaluated."""
         data = buffer.data
         if isinstance(self.agent.critic, PrivilegedValueNetwork):
-            self.agent.critic.fit_once_(data["critic_obs"])
+            self.agent.critic.fit_once_(data["critic_obs"], distributed.row_moments)
         metrics = {
             "explained_variance": explained_variance(data["value"], data["returns"]),
-            "advantage_std": data["advantages"].std(),
+            "advantage_std": distributed.moments(data["advantages"])[1],
             "value_mean": data["value"].mean(),
             "action_clip_fraction": (data["actions"][:, :, -1].abs() > 1).float().mean(),
         }
@@ -133,16 +133,20 @@ class PPO:
             epoch = [self.step(rows) for rows in buffer.minibatches(self.config.minibatch_size, generator)]
             steps += epoch
             epochs += 1
-            if self.config.target_kl is not None and mean_of(epoch)["approx_kl"] > self.config.target_kl:
+            if self.config.target_kl is not None and self.mean_kl(epoch) > self.config.target_kl:
                 break
         metrics |= mean_of(steps + self.critic_epochs(buffer, generator, self.config.ppo_epochs - epochs))
-        metrics["ratio_deviation"] = steps[0]["ratio_deviation"]
+        metrics["ratio_deviation"] = distributed.largest(steps[0]["ratio_deviation"])
         metrics["final_kl"] = mean_of(epoch)["approx_kl"]
         metrics["epochs"] = torch.tensor(float(epochs))
         metrics |= self.guard.metrics()
         self.actor_optimizer.zero_grad()
         self.critic_optimizer.zero_grad()
         return metrics
+
+    def mean_kl(self, epoch: list[dict[str, Tensor]]) -> Float[Tensor, ""]:
+        """Of all processes, so that they stop together."""
+        return distributed.mean(mean_of(epoch)["approx_kl"])
 
     def step(self, rows: Rows) -> dict[str, Tensor]:
         """One gradient step of actor and critic on a minibatch."""
@@ -162,6 +166,7 @@ class PPO:
         self.critic_optimizer.zero_grad()
         loss = losses.pop("loss")
         loss.backward()
+        distributed.average_gradients_(self.velocity_parameters + self.noise_parameters + self.critic_parameters)
         limit = self.config.max_grad_norm
         noise_gradients = [p.grad for p in self.noise_parameters if p.grad is not None]
         losses["grad_norm_noise"] = nn.utils.get_total_norm(noise_gradients)
@@ -188,6 +193,7 @@ class PPO:
                 loss = self.agent.value_loss(rows[seen], rows["returns"], rows["valid"])
                 self.critic_optimizer.zero_grad()
                 (self.config.value_coef * loss).backward()
+                distributed.average_gradients_(self.critic_parameters)
                 norm = nn.utils.clip_grad_norm_(self.critic_parameters, self.config.max_grad_norm)
                 self.guard.step(loss, [(self.critic_optimizer, norm)])
                 steps.append({"value_loss": loss.detach(), "grad_norm_critic": norm})

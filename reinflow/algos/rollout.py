@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from reinflow import distributed
 from reinflow.algos.advantages import gae
 from reinflow.types import Obs
 
@@ -167,11 +168,12 @@ class RolloutBuffer:
     ) -> Iterator[Rows]:
         """One shuffled pass over all rows in equal batches of at most `size`, so that no small rest gets a full step.
 
-        `names` limits what is gathered.
+        `size` counts the rows of all processes. `names` limits what is gathered.
         """
         rows = {name: tensor for name, tensor in self.flat().items() if names is None or name in names}
         order = torch.randperm(self.buffer_size, generator=generator, device=self.device)
-        for index in order.tensor_split(math.ceil(self.buffer_size / size)):
+        count = min(math.ceil(self.buffer_size * distributed.world_size() / size), self.buffer_size)
+        for index in order.tensor_split(count):
             yield {name: mapped(entry, itemgetter(index)) for name, entry in rows.items()}
 
 

@@ -18,6 +18,8 @@ from reinflow.data.demos import Demos
 from reinflow.data.pictures import open_store
 from reinflow.types import Obs
 
+PICTURES_FOR_STATISTICS = 256
+
 
 @dataclass
 class Batch:
@@ -83,9 +85,12 @@ class ChunkDataset:
     def __len__(self) -> int:
         return len(self.obs_rows)
 
-    def statistics(self) -> tuple[Float[Tensor, "m s"], Float[Tensor, "m a"]]:
-        """All recorded frames and actions, without padding, for fitting normalisers."""
-        return self.obs, self.recorded_actions
+    def statistics(self) -> tuple[Float[Tensor, "m s"], Float[Tensor, "m a"], Obs | None]:
+        """All recorded states and actions, without padding, and pictures of an even choice, for fitting normalisers."""
+        if self.pictures is None:
+            return self.obs, self.recorded_actions, None
+        chosen = torch.linspace(0, len(self.obs) - 1, min(PICTURES_FOR_STATISTICS, len(self.obs)), device=self.device)
+        return self.obs, self.recorded_actions, self.pictures.gather(chosen.long()[:, None])
 
     def sample(self, batch: int, generator: torch.Generator | None = None) -> Batch:
         return self.window(self._draw(batch, generator))

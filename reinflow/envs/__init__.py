@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from reinflow import distributed
 from reinflow.envs.config import CompleteEnvConfig, EnvConfig
 from reinflow.errors import UserError
 from reinflow.types import BatchedEnv, ChunkEnv, ImageSpec
@@ -46,7 +47,8 @@ def make_env(
     from reinflow.envs.workers import WorkerChunkEnv
 
     make = partial(cpu_env, complete, backend, chunk, privileged)
-    workers = os.cpu_count() or 1 if complete.num_workers is None else complete.num_workers
+    cores = max((os.cpu_count() or 1) // distributed.processes_here(), 1)
+    workers = cores if complete.num_workers is None else complete.num_workers
     env = WorkerChunkEnv(make, num_envs, workers, act_horizon) if workers else make(num_envs, 0)
     return on_device(env, device)
 

@@ -22,9 +22,11 @@ class Policy(nn.Module):
         self.encoder = ObsEncoder(spec)
         self.action_normalizer = MinMaxNormalizer(spec.action_dim)
 
-    def fit_normalizers_(self, states: Float[Tensor, "m s"], actions: Float[Tensor, "m a"]) -> None:
+    def fit_normalizers_(
+        self, states: Float[Tensor, "m s"], actions: Float[Tensor, "m a"], pictures: Obs | None = None
+    ) -> None:
         """Take the statistics of the demonstrations; they stay for all stages."""
-        self.encoder.state_normalizer.fit_(states)
+        self.encoder.fit_normalizers_(states, pictures)
         self.action_normalizer.fit_(actions)
 
     def encode(self, obs: Obs) -> Float[Tensor, "b z"]:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nets.normalize import MeanStdNormalizer
+from nets.normalize import MeanStdNormalizer, PictureNormalizer
 from nets.vision import VISUAL_ENCODERS, pixel_channels, pixels
 from reinflow.errors import UserError
 from reinflow.policies.spec import PolicySpec
@@ -21,25 +21,36 @@ class ObsEncoder(nn.Module):
         self.image = spec.image
         self.max_depth = spec.max_depth
         self.state_normalizer = MeanStdNormalizer(spec.state_dim)
-        self.visual = None if spec.image is None else visual_encoder(spec, spec.image)
+        self.visual: nn.Module | None = None
+        if spec.image is not None:
+            channels = pixel_channels(len(spec.image.cameras), spec.image.rgb, spec.image.depth)
+            self.picture_normalizer = PictureNormalizer(channels, spec.image.height, spec.image.width)
+            self.visual = visual_encoder(spec, spec.image, channels)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Keys of an observation that it reads."""
         return ("state", *(self.image.names if self.image else ()))
 
+    def fit_normalizers_(self, states: Float[Tensor, "m s"], pictures: Obs | None = None) -> None:
+        """Take the statistics of the demonstrations; `pictures` are some histories of them."""
+        self.state_normalizer.fit_(states)
+        if pictures is not None and self.image is not None:
+            self.picture_normalizer.fit_(self._pixels(pictures))
+
     def forward(self, obs: Obs) -> Float[Tensor, "b z"]:
         state = self.state_normalizer.normalize(obs["state"])
         if self.visual is None:
             return state.flatten(1)
-        picture = pixels(obs.get("rgb"), obs.get("depth"), self.max_depth)
-        features = self.visual(picture.flatten(0, 1)).unflatten(0, state.shape[:2])
-        return torch.cat((state, features), dim=-1).flatten(1)
+        features = self.visual(self.picture_normalizer.normalize(self._pixels(obs)))
+        return torch.cat((state, features.unflatten(0, state.shape[:2])), dim=-1).flatten(1)
+
+    def _pixels(self, obs: Obs) -> Float[Tensor, "bo c y x"]:
+        return pixels(obs.get("rgb"), obs.get("depth"), self.max_depth).flatten(0, 1)
 
 
-def visual_encoder(spec: PolicySpec, image: ImageSpec) -> nn.Module:
+def visual_encoder(spec: PolicySpec, image: ImageSpec, channels: int) -> nn.Module:
     """UserError for pictures that are too small for the chosen encoder."""
-    channels = pixel_channels(len(image.cameras), image.rgb, image.depth)
     try:
         return VISUAL_ENCODERS[spec.visual_encoder](channels, spec.visual_feature_dim, (image.height, image.width))
     except ValueError as error:

@@ -1,7 +1,8 @@
-"""Runs the guide's 22-configuration ablation over the GPUs, or the cores, of this machine.
+"""Runs the guide's 22-configuration ablation over the GPUs, or the cores, of this machine or of a cluster.
 
 ./sweep_reinflow_parallel.sh --gpus "0 1 2 3" --env PickCube-v1 --pretrained-path runs/.../best_model.pt
 ./sweep_reinflow_parallel.sh --configs "baseline:default warmup" --seeds "0 1 2" --dry-run
+./sweep_reinflow_parallel.sh --executor slurm --slurm "slurm_partition=gpu timeout_min=720"
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from reinflow.cli import run_script
 from reinflow.errors import UserError
 from reinflow.sweep.configs import select
 from reinflow.sweep.plan import Job, make_plan
+from reinflow.sweep.records import Record
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ class Config:
     """log every job to this wandb project"""
     jobs_per_gpu: int | None = None
     """runs side by side on each GPU (default 1), or on the cores of a machine without one (default one per core)"""
+    executor: Literal["local", "ray", "slurm"] = "local"
+    """where the jobs run: on this machine, on a Ray cluster, or as an array of Slurm jobs with a GPU each"""
+    address: str = "auto"
+    """of the Ray cluster; auto finds the one that this machine belongs to"""
+    slurm: str = ""
+    """parameters of the Slurm jobs by submitit's names, "slurm_partition=gpu timeout_min=720 gpus_per_node=1\""""
     resume_runs: Annotated[bool, tyro.conf.arg(name="resume")] = False
     """continue interrupted jobs from their checkpoints; otherwise they start again"""
     dry_run: bool = False
@@ -63,20 +71,42 @@ def main(config: Config) -> None:
             print(shlex.join(["python", *job.command()[1:]]))
         return
     from reinflow.checkpoint import resolve_checkpoint
-    from reinflow.sweep.local import LocalSweep, cpu_slots, gpu_slots, visible_gpus
 
     resolve_checkpoint(jobs[0].flags["pretrained_path"])
-    gpus = config.gpus.split() or visible_gpus()
-    slots = gpu_slots(gpus, config.jobs_per_gpu or 1) if gpus else cpu_slots(config.jobs_per_gpu)
-    log_dir = Path(config.log_dir)
-    with LocalSweep(jobs, slots, log_dir, config.resume_runs, say=lambda line: print(line, flush=True)) as sweep:
-        records = sweep.run()
+    records = run(config, jobs)
     failed = [record for record in records if record.state == "failed"]
     print(f"{len(records) - len(failed)} of {len(records)} jobs done; watch or read them with ./monitor_reinflow.sh")
     for record in failed:
         print(f"failed: {record.name}: {record.error}", file=sys.stderr)
     if failed:
         raise SystemExit(1)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def run(config: Config, jobs: list[Job]) -> list[Record]:
+    """All jobs to their end, where `config` says."""
+    log_dir, resume = Path(config.log_dir), config.resume_runs
+    if config.executor != "local" and config.gpus:
+        raise UserError("--gpus names GPUs of this machine: leave it out, a cluster gives each job its own")
+    if config.executor == "slurm" and config.jobs_per_gpu:
+        raise UserError("--jobs-per-gpu does not reach Slurm, where every job has its GPU: leave it out")
+    if config.executor == "ray":
+        from reinflow.sweep.ray import run_on_ray
+
+        return run_on_ray(jobs, log_dir, resume, config.address, config.jobs_per_gpu or 1, say)
+    if config.executor == "slurm":
+        from reinflow.sweep.slurm import parse_parameters, run_on_slurm
+
+        return run_on_slurm(jobs, log_dir, resume, parse_parameters(config.slurm), say)
+    from reinflow.sweep.local import LocalSweep, cpu_slots, gpu_slots, visible_gpus
+
+    gpus = config.gpus.split() or visible_gpus()
+    slots = gpu_slots(gpus, config.jobs_per_gpu or 1) if gpus else cpu_slots(config.jobs_per_gpu)
+    with LocalSweep(jobs, slots, log_dir, resume, say) as sweep:
+        return sweep.run()
 
 
 def plan(config: Config) -> list[Job]:

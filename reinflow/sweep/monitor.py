@@ -20,10 +20,11 @@ from reinflow.errors import UserError
 from reinflow.progress import clock
 from reinflow.sweep.records import View, look, read_records
 
-NARROW = 80
+NARROW, WIDE = 80, 100
+"""columns of the table without and with KL, clip fraction and speed"""
 TREND = "_.-=+*#@"
 """success from 0 to 1 in a character"""
-TREND_WIDTH = 8
+TREND_WIDTH = 5
 STATES = ("running", "queued", "failed", "killed", "done")
 
 
@@ -67,9 +68,11 @@ def as_json(view: View) -> dict[str, Any]:
 def table(log_dir: Path, views: list[View], width: int = NARROW) -> str:
     """Summary, one line per job, the worst news last; no line is longer than `width` where that is at least 80."""
     lines = [summary(log_dir, views)]
-    lines.append("slot  run                seed  phase   progress          now best  trend      ETA  age")
+    header = "slot run                 seed phase   progress      now best trend      ETA  age"
+    wide = width >= WIDE
+    lines.append(header + ("      KL clip%   SPS" if wide else ""))
     for state in STATES:
-        lines += [row(view) for view in views if view.state == state]
+        lines += [row(view) + (diagnosis(view) if wide else "") for view in views if view.state == state]
     for view in views:
         reasons = [view.record.error] if view.state == "failed" and view.record.error else []
         reasons += view.status.get("alarms", []) if view.state == "running" else []
@@ -82,7 +85,17 @@ def summary(log_dir: Path, views: list[View]) -> str:
     parts = [f"{counts[state]} {state}" for state in ("done", "running", "queued", "failed", "killed") if counts[state]]
     eta = sweep_eta(views)
     left = f"  ETA {clock(eta)}" if eta is not None else ""
-    return f"{len(views)} jobs: {', '.join(parts)}{left}  in {log_dir}"
+    return f"{len(views)} jobs: {' '.join(parts)}  elapsed {clock(elapsed(views))}{left}  in {log_dir}"
+
+
+def elapsed(views: list[View]) -> float:
+    """Seconds from the first start to the last end, or to now while something runs."""
+    started = [view.record.started for view in views if view.record.started]
+    if not started:
+        return 0.0
+    if any(view.state == "running" for view in views):
+        return time.time() - min(started)
+    return max([view.record.ended for view in views if view.record.ended] or started) - min(started)
 
 
 def sweep_eta(views: list[View]) -> float | None:
@@ -104,18 +117,29 @@ def row(view: View) -> str:
     eta = clock(status["eta"]) if view.state == "running" and status.get("eta") is not None else ""
     age = f"{view.age:.0f}s" if view.state == "running" and view.age is not None else ""
     return (
-        f"{record.slot or '-':5} {label(view):18} {record.seed:>4}  {shown:7} {bar(share)} "
-        f"{rate(status.get('success'))} {rate(status.get('best_success'))}  "
-        f"{trend(status.get('success_history', [])):{TREND_WIDTH}} {eta:>6} {age:>4}"
+        f"{(record.slot or '-')[:4]:4} {label(view):19} {record.seed:>4} {shown:7} {bar(share)} "
+        f"{rate(status.get('success'))} {rate(status.get('best_success'))} "
+        f"{trend(status.get('success_history', [])):{TREND_WIDTH}} {eta:>7} {age:>4}"
     )
+
+
+def diagnosis(view: View) -> str:
+    """KL and clip fraction of the last update, and the speed."""
+    status = view.status
+    if view.state != "running" or status.get("sps") is None:
+        return ""
+    kl, clipped = status.get("kl"), status.get("clip_fraction")
+    known = f" {kl:>7.2g} {clipped:>5.0%}" if kl is not None and clipped is not None else " " * 14
+    return f"{known} {status['sps']:>5.0f}"
 
 
 def label(view: View) -> str:
     return f"{view.record.category}:{view.record.variant}"
 
 
-def bar(share: float, width: int = 10) -> str:
-    full = round(min(max(share, 0.0), 1.0) * width)
+def bar(share: float, width: int = 6) -> str:
+    share = min(max(share, 0.0), 1.0)  # the last iteration runs past the total
+    full = round(share * width)
     return f"[{'#' * full}{'.' * (width - full)}]{share:>4.0%}"
 
 

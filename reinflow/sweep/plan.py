@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from reinflow.presets import ONLINE_PRESETS
 from reinflow.sweep.configs import Variant
 
 SCRIPT = Path(__file__).resolve().parents[2] / "train_online_finetune.py"
@@ -27,9 +28,9 @@ class Job:
 
     @property
     def id(self) -> str:
-        """Equal for equal configurations, so that nothing runs twice."""
-        text = json.dumps({"preset": self.preset, **self.flags}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        """Equal for equal configurations, however they are spelt, so that nothing runs twice."""
+        resolved = {name: str(value) for name, value in {**ONLINE_PRESETS[self.preset], **self.flags}.items()}
+        return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
     def name(self) -> str:
@@ -38,6 +39,10 @@ class Job:
     @property
     def run_dir(self) -> Path:
         return self.log_dir / self.name
+
+    def below(self, log_dir: Path) -> Job:
+        """The same job in another folder."""
+        return replace(self, log_dir=log_dir)
 
     def command(self, resume: bool = False, extra: tuple[str, ...] = ()) -> list[str]:
         """The command line; `resume` continues the run from its newest checkpoint. `extra` decides speed only."""
@@ -57,11 +62,12 @@ def make_plan(
 ) -> list[Job]:
     """Every variant with every seed, seeds outermost, so that an interrupted sweep has complete comparisons.
 
-    `common` holds the flags of all jobs; a variant's own win.
+    `common` holds the flags of all jobs; a variant's own win. What equals the baseline, or another variant, is not run
+    again: the first one stays.
     """
-    jobs = [
-        Job(variant, seed, preset, {**common, **variant.flags, "seed": seed}, log_dir)
-        for seed in seeds
-        for variant in variants
-    ]
-    return list({job.id: job for job in jobs}.values())
+    jobs: dict[str, Job] = {}
+    for seed in seeds:
+        for variant in variants:
+            job = Job(variant, seed, preset, {**common, **variant.flags, "seed": seed}, log_dir)
+            jobs.setdefault(job.id, job)
+    return list(jobs.values())

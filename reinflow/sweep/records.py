@@ -15,6 +15,9 @@ from reinflow.status import read_status
 
 State = Literal["queued", "running", "done", "failed", "killed"]
 
+SILENT_SECONDS = 1800.0
+"""a run on another machine, whose processes can't be seen, is taken for dead after so long: evaluations are silent"""
+
 
 @dataclass
 class Record:
@@ -27,6 +30,8 @@ class Record:
     run_dir: str
     state: State = "queued"
     attempts: int = 0
+    failures: int = 0
+    """attempts that ended with an error of their own"""
     slot: str | None = None
     """GPU, or core, that it runs on"""
     pid: int | None = None
@@ -40,6 +45,12 @@ class Record:
     def path(self, log_dir: Path) -> Path:
         return log_dir / "jobs" / f"{self.name}.json"
 
+    def runs_as(self, slot: str, pid: int) -> None:
+        """A new attempt began on this machine."""
+        self.state, self.slot, self.pid, self.host = "running", slot, pid, platform.node()
+        self.attempts += 1
+        self.started, self.error = time.time(), None
+
     def save(self, log_dir: Path) -> None:
         path = self.path(log_dir)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,13 +59,16 @@ class Record:
 
 def read_records(log_dir: Path) -> list[Record]:
     """All jobs of a sweep in the order of their categories; files of other versions are left out."""
-    records = []
-    for path in sorted((log_dir / "jobs").glob("*.json")):
-        try:
-            records.append(Record(**json.loads(path.read_text())))
-        except (OSError, ValueError, TypeError):
-            continue
-    return records
+    found = [read_record(log_dir, path.stem) for path in sorted((log_dir / "jobs").glob("*.json"))]
+    return [record for record in found if record is not None]
+
+
+def read_record(log_dir: Path, name: str) -> Record | None:
+    """None where there is none that can be read."""
+    try:
+        return Record(**json.loads((log_dir / "jobs" / f"{name}.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -73,12 +87,16 @@ class View:
 
 
 def look(record: Record) -> View:
-    """A run that says `running` while its process is gone was killed."""
+    """A run that says `running` while its process is gone, or on another machine shows no sign of life, was killed."""
     status = read_status(Path(record.run_dir) / "status.json") if record.attempts else {}
-    state = record.state
-    if state == "running" and record.host == platform.node() and not alive(record.pid):
-        state = "done" if status.get("state") == "done" else "killed"
-    return View(record, state, status)
+    view = View(record, record.state, status)
+    if record.state != "running":
+        return view
+    here = record.host == platform.node()
+    gone = not alive(record.pid) if here else (view.age or 0.0) > SILENT_SECONDS
+    if not gone:
+        return view
+    return View(record, "done" if status.get("state") == "done" else "killed", status)
 
 
 def alive(pid: int | None) -> bool:

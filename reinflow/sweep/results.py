@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,12 @@ class Curve:
 
     steps: list[float]
     success: list[float]
-    seconds: list[float]
-    """wall time since the first evaluation"""
+    seconds: float = 0.0
+    """of rollouts, updates and evaluations; what passed between an interruption and its resume does not count"""
+    speed: float | None = None
+    """env steps per second, evaluations left out"""
+    epoch_seconds: float | None = None
+    """of one PPO epoch over a rollout"""
 
     @property
     def pretrained(self) -> float:
@@ -56,24 +61,27 @@ class Curve:
             worst = max(worst, highest - success)
         return worst
 
-    def steps_to(self, share: float) -> float | None:
-        """Env steps until `share` of the way from the pretrained to the best success; None if it never rose."""
-        if self.best <= self.pretrained:
-            return None
-        goal = self.pretrained + share * (self.best - self.pretrained)
-        return next(step for step, success in zip(self.steps, self.success, strict=True) if success >= goal - 1e-9)
+    def steps_to(self, goal: float) -> float | None:
+        """Env steps until the success is at `goal`; None if it never was."""
+        return next((step for step, s in zip(self.steps, self.success, strict=True) if s >= goal - 1e-9), None)
 
 
 def read_curve(run_dir: Path) -> Curve | None:
     """The evaluations in metrics.jsonl; None before there is one."""
-    points = [line for line in read_metrics(run_dir) if line.get(SUCCESS) is not None]
+    lines = read_metrics(run_dir)
+    points = [line for line in lines if line.get(SUCCESS) is not None]
     if not points:
         return None
-    first = points[0]["time"]
+    updates = [line for line in lines if "time/update" in line]
+    epochs = sum(line.get("losses/epochs") or 0 for line in updates)
+    trained = sum(line["time/update"] for line in updates if line.get("losses/epochs"))
+    speeds = [line["charts/SPS"] for line in updates if line.get("charts/SPS")]
     return Curve(
         [point["step"] for point in points],
         [point[SUCCESS] for point in points],
-        [point["time"] - first for point in points],
+        sum(value for line in lines for name, value in line.items() if name.startswith("time/") and value),
+        statistics.mean(speeds) if speeds else None,
+        trained / epochs if epochs else None,
     )
 
 
@@ -119,15 +127,14 @@ class Summary:
         """Over the pretrained policy."""
         return statistics.mean(curve.final - curve.pretrained for curve in self.curves)
 
-    @property
-    def steps_to_80(self) -> float | None:
-        """Mean over the seeds whose success rose."""
-        reached = [steps for curve in self.curves if (steps := curve.steps_to(0.8)) is not None]
-        return statistics.mean(reached) if reached else None
+    def steps_to(self, goal: float) -> list[float]:
+        """Of the seeds that reached it."""
+        return [steps for curve in self.curves if (steps := curve.steps_to(goal)) is not None]
 
-    @property
-    def minutes(self) -> float:
-        return statistics.mean(curve.seconds[-1] for curve in self.curves) / 60
+    def mean_of(self, name: str) -> float | None:
+        """As `mean`, of a property that runs may lack."""
+        found = [value for curve in self.curves if (value := getattr(curve, name)) is not None]
+        return statistics.mean(found) if found else None
 
     def differs_from(self, other: Summary) -> bool | None:
         """Whether the means differ at the 95 % level (Welch's t test); None where a side has one seed."""
@@ -136,7 +143,9 @@ class Summary:
         from scipy.stats import ttest_ind
 
         ours, theirs = ([curve.final for curve in summary.curves] for summary in (self, other))
-        return bool(ttest_ind(ours, theirs, equal_var=False).pvalue < 1 - CONFIDENCE)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # scipy's, where all seeds succeed every time
+            return bool(ttest_ind(ours, theirs, equal_var=False).pvalue < 1 - CONFIDENCE)
 
 
 def half_interval(values: list[float]) -> float | None:
@@ -147,6 +156,12 @@ def half_interval(values: list[float]) -> float | None:
 
     error = statistics.stdev(values) / math.sqrt(len(values))
     return float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+
+
+def common_goal(summaries: list[Summary], share: float = 0.8) -> float:
+    """The success whose env steps are compared: `share` of the way from the pretrained to the best final one."""
+    pretrained = statistics.mean(summary.mean("pretrained") for summary in summaries)
+    return pretrained + share * (max(summary.final for summary in summaries) - pretrained)
 
 
 def summarise(views: list[View]) -> list[Summary]:

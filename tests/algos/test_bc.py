@@ -95,3 +95,23 @@ def test_a_restored_learner_continues_bit_identically(make_policy: MakePolicy):
         (first.ema.module, second.ema.module),
     ):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_several_draws_for_one_encoding_average_to_the_loss_of_one(make_policy: MakePolicy):
+    policy = make_policy("reflow")
+    data = batch(policy, 32)
+    calls = []
+    encode = policy.encode
+    policy.encode = lambda obs: calls.append(len(obs["state"])) or encode(obs)  # type: ignore[method-assign]
+
+    def loss(draws: int) -> torch.Tensor:
+        rows, cond = BehaviorCloning(policy, BCConfig(draws=draws), total_iters=1).regression(data)
+        assert (rows.shape, cond.shape) == ((32,), (32, policy.spec.cond_dim))
+        return rows.detach()
+
+    one, many = torch.stack([loss(1) for _ in range(64)]), loss(64)
+    assert calls[-1] == 32  # encoded once, however many draws
+    # the mean of 64 losses either way: their standard error is that of 64 draws
+    error = one.std(0) / 64**0.5
+    assert ((one.mean(0) - many).abs() < 6 * error).all()
+    assert one.std(0).mean() > 3 * (one.mean(0) - many).abs().mean()

@@ -111,7 +111,8 @@ def test_a_chunk_stops_at_a_termination_inside_it():
 
 
 def test_statistics_leave_padding_out():
-    state, action = dataset().statistics()
+    state, action, pictures = dataset().statistics()
+    assert pictures is None
     assert state[:, 0].tolist() == [10, 11, 12, 13, 20, 21, 22]
     assert action[:, 0].tolist() == [10, 11, 12, 20, 21]
 

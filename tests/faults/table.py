@@ -35,7 +35,7 @@ FAULTS = [
     Fault("F10", "resume of another run", inputs.resumes),
     Fault("F11", "trackers that stall, raise or never start", tracking.tracking),
     Fault("F12", "two trainers in one directory", processes.two_trainers),
-    Fault("F13", "a rank of several killed or stopped", None),
+    Fault("F13", "a rank of several killed or stopped", None),  # tests/test_distributed.py
     Fault("F14", "sweep drivers and jobs killed", processes.sweeps),
     Fault("F15", "thousands of iterations: memory and open files", stopping.endurance),
     Fault("F16", "save, load, save of random states", disk.round_trips),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nets import MeanStdNormalizer, MinMaxNormalizer
+from nets.normalize import PictureNormalizer
 
 BOTH = pytest.mark.parametrize("cls", [MeanStdNormalizer, MinMaxNormalizer])
 
@@ -84,3 +85,14 @@ def test_the_state_dict_carries_the_statistics(cls):
 def test_data_that_cannot_be_fitted_is_refused(cls, rows, sentence):
     with pytest.raises(ValueError, match=sentence):
         cls(3).fit_(rows)
+
+
+def test_a_picture_loses_its_background_and_keeps_what_differs():
+    # one pixel of four differs, by -1 and +1: squares 1, 0, 0, 0 have mean 1/4, so std 1/2 and values -2 and 2
+    background = torch.tensor([[10.0, 20.0], [30.0, 40.0]])
+    change = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    pictures = torch.stack((background - change, background + change))[:, None]
+    normalizer = PictureNormalizer(1, 2, 2)
+    torch.testing.assert_close(normalizer.normalize(pictures), pictures)
+    normalizer.fit_(pictures)
+    torch.testing.assert_close(normalizer.normalize(pictures)[:, 0], torch.stack((-2 * change, 2 * change)))

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from reinflow.errors import UserError
+from reinflow.sweep.attempt import Slot
 from reinflow.sweep.configs import Variant
-from reinflow.sweep.local import LocalSweep, Slot, cpu_slots, gpu_slots
+from reinflow.sweep.local import LocalSweep, cpu_slots, gpu_slots
 from reinflow.sweep.plan import Job
 from reinflow.sweep.records import alive, look, read_records
 
@@ -79,6 +80,33 @@ def test_a_failed_job_is_tried_once_more_and_then_reported_with_its_last_line(tm
     assert [records[seed].state for seed in range(3)] == ["done", "failed", "done"]
     assert (records[1].attempts, records[1].error) == (2, "no luck")
     assert (len(starts(bad)), len(starts(lucky))) == (2, 2)
+
+
+def test_a_job_that_a_signal_ended_says_which(tmp_path):
+    (record,) = sweep(tmp_path, [job(tmp_path, 0, START + "os.kill(os.getpid(), 9)")])
+    assert (record.state, record.attempts) == ("failed", 2)
+    assert record.error.startswith("ended by SIGKILL")
+
+
+def test_a_job_that_another_process_still_trains_waits_for_it(tmp_path):
+    one = job(tmp_path)
+    one.run_dir.mkdir()
+    hold = f"""
+import pathlib, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from reinflow.rundir import lock
+held = lock(pathlib.Path({str(one.run_dir)!r}))
+print("held", flush=True)
+time.sleep(1.5)
+"""
+    other = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    said: list[str] = []
+    with LocalSweep([one], [Slot("cpu0", {})], tmp_path, False, say=said.append) as running:
+        (record,) = running.run()
+    assert other.wait(10) == 0
+    assert (record.state, record.attempts) == ("done", 1)
+    assert said[1].endswith("waits for the process that still trains it")
 
 
 def test_a_mistake_in_the_input_is_not_tried_again(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -36,16 +37,25 @@ VIEWS = [
 
 
 def test_a_table_of_80_columns_tells_all_five_states_apart():
-    lines = table(Path("runs/sweep"), VIEWS).splitlines()
+    lines = table(Path("runs"), VIEWS).splitlines()
     assert all(len(line) <= 80 and line.isascii() for line in lines)
-    assert lines[0] == "5 jobs: 1 done, 1 running, 1 queued, 1 failed, 1 killed  ETA 2:20  in runs/sweep"
+    assert lines[0].startswith("5 jobs: 1 done 1 running 1 queued 1 failed 1 killed  elapsed 0:00  ETA 2:20")
     rows = {line.split()[1]: line for line in lines[2:7]}
     assert "ppo" in rows["noise:exp"]
-    assert "[######....] 60% 0.78 0.81" in rows["noise:exp"]
+    assert "[####..] 60% 0.78 0.81" in rows["noise:exp"]
+    assert re.search(r" 0:40 +\d+s$", rows["noise:exp"])  # the last column is not cut off
     for variant, state in (("constant", "done"), ("fast", "failed"), ("low_init", "killed"), ("high_init", "queued")):
         assert state in rows[f"noise:{variant}"]
     assert "! noise:exp seed 0: success fell below the pretrained 0.90" in lines
     assert "! noise:fast seed 0: RuntimeError: out of memory" in lines
+
+
+def test_a_wide_table_adds_kl_clip_fraction_and_speed():
+    running = view("exp", "running", step=1, total=2, kl=0.0123, clip_fraction=0.08, sps=410.0)
+    lines = table(Path("runs"), [running], width=100).splitlines()
+    assert all(len(line) <= 100 for line in lines)
+    assert lines[2].endswith("0.012    8%   410")
+    assert lines[1].endswith("KL clip%   SPS")
 
 
 def test_eta_counts_the_queue():
@@ -55,7 +65,8 @@ def test_eta_counts_the_queue():
 
 
 def test_bar_and_trend():
-    assert bar(0.25) == "[##........] 25%"
+    assert bar(0.25) == "[##....] 25%"
+    assert bar(1.15) == "[######]100%"
     assert trend([[0, 0.0], [1, 0.5], [2, 1.0]]) == "_+@"
 
 

@@ -73,6 +73,15 @@ def test_the_identity_is_the_configuration_not_the_folder():
     assert len(plan(Config(seeds="0 1 1 2"))) == 66
 
 
+def test_a_variant_that_equals_the_baseline_is_not_run_again():
+    # the toy preset warms up for 10,000 env steps already; flags spelt otherwise are the same
+    assert [job.variant.key for job in plan(Config(baseline="toy", configs="baseline warmup:0 warmup:10k"))] == [
+        "baseline:default",
+        "warmup:0",
+    ]
+    assert plan(Config(flags="--num_envs 16"))[0].id == plan(Config())[0].id
+
+
 def test_more_flags_reach_every_job():
     assert extra_flags("--num-envs 256 --terminate_on_success") == {"num_envs": "256", "terminate_on_success": True}
     flags = parsed(plan(Config(flags="--num-envs 256", wandb_project="lab"))[3].command()[2:])

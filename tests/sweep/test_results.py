@@ -8,13 +8,13 @@ import math
 import pytest
 
 from reinflow.sweep.records import Record, View
-from reinflow.sweep.results import Curve, Summary, half_interval, read_curve, summarise
+from reinflow.sweep.results import Curve, Summary, common_goal, half_interval, read_curve, summarise
 
-CURVE = Curve([0, 100, 200, 300, 400, 500], [0.4, 0.6, 0.5, 0.8, 0.9, 0.7], [0, 60, 120, 180, 240, 300])
+CURVE = Curve([0, 100, 200, 300, 400, 500], [0.4, 0.6, 0.5, 0.8, 0.9, 0.7])
 
 
 def flat(final: float) -> Curve:
-    return Curve([0, 100], [0.5, final], [0, 60])
+    return Curve([0, 100], [0.5, final])
 
 
 def test_a_curve_by_hand():
@@ -23,9 +23,15 @@ def test_a_curve_by_hand():
     assert CURVE.final == pytest.approx(0.8)
     assert CURVE.stability == pytest.approx(0.1)
     assert CURVE.drawdown == pytest.approx(0.2)
-    # 80 % of the way from .4 to .9 is .8, reached at 300
-    assert CURVE.steps_to(0.8) == 300
-    assert Curve([0, 1], [0.5, 0.4], [0, 1]).steps_to(0.8) is None
+    assert (CURVE.steps_to(0.8), CURVE.steps_to(0.95)) == (300, None)
+
+
+def test_all_are_compared_at_one_success():
+    # from .5, the best at .9: 80 % of the way is .82
+    summaries = [Summary("baseline", "default", [flat(0.7)]), Summary("lr", "high", [flat(0.88), flat(0.92)])]
+    assert common_goal(summaries) == pytest.approx(0.82)
+    assert summaries[0].steps_to(0.82) == []
+    assert summaries[1].steps_to(0.9) == [100]
 
 
 def test_the_interval_is_students():
@@ -50,13 +56,17 @@ def test_runs_are_read_from_their_files_and_unfinished_ones_are_left_out(tmp_pat
     for name, state, finals in (("low", "done", [0.7]), ("default", "done", [0.8]), ("high", "failed", [0.9])):
         run = tmp_path / name
         run.mkdir()
-        lines = [{"step": 0, "time": 10.0, "eval/success_once": 0.5}, {"step": 50, "time": 20.0, "losses/value": 1.0}]
-        lines += [{"step": 100, "time": 70.0, "eval/success_once": final} for final in finals]
+        lines = [{"step": 0, "time": 10.0, "eval/success_once": 0.5, "time/eval": 2.0}]
+        lines += [{"step": 50, "charts/SPS": 90.0, "losses/epochs": 4.0, "time/update": 6.0, "time/rollout": 50.0}]
+        lines += [{"step": 100, "charts/SPS": 110.0, "time/update": 1.0}]  # critic warm-up has no epochs of PPO
+        lines += [{"step": 100, "time": 9e9, "eval/success_once": final, "time/eval": 1.0} for final in finals]
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
         category = "baseline" if name == "default" else "lr"
         views.append(View(Record(name, category, name, 0, str(run), state), state, {}))
-    assert read_curve(tmp_path / "low") == Curve([0, 100], [0.5, 0.7], [0.0, 60.0])
+    # 2 + 6 + 50 + 1 + 1 seconds, although the last line was written years later; 6 s for 4 epochs
+    assert read_curve(tmp_path / "low") == Curve([0, 100], [0.5, 0.7], 60.0, speed=100.0, epoch_seconds=1.5)
     assert read_curve(tmp_path) is None
     summaries = summarise(views)
     assert [summary.key for summary in summaries] == ["baseline:default", "lr:low"]
-    assert summaries[1].minutes == 1.0
+    assert summaries[1].mean("seconds") == 60.0
+    assert summaries[1].mean_of("epoch_seconds") == 1.5

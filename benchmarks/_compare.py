@@ -1,0 +1,145 @@
+"""Variants of one computation, timed in turn in one process: they must agree first, and ratios come before seconds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks._machine import fingerprint
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute something."""
+
+    name: str
+    run: Callable[[], dict[str, Tensor]]
+    """returns what must agree between variants"""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A case of a benchmark: the first variant is the straightforward one."""
+
+    case: str
+    seconds: dict[str, list[float]]
+    """per call, of every round"""
+    largest_difference: float
+    operations: dict[str, int]
+    """dispatched tensor operations of one call"""
+
+    @property
+    def ratios(self) -> dict[str, list[float]]:
+        """How often the straightforward variant's time holds each other's, round by round."""
+        baseline, *others = self.seconds
+        return {
+            name: [slow / fast for slow, fast in zip(self.seconds[baseline], self.seconds[name], strict=True)]
+            for name in others
+        }
+
+    def lines(self) -> list[str]:
+        baseline, *_ = self.seconds
+        found = []
+        for name, values in self.ratios.items():
+            operations = self.operations[baseline] / self.operations[name]
+            found.append(
+                f"{self.case}: {name} is {statistics.median(values):.2f} x {baseline} "
+                f"({min(values):.2f} to {max(values):.2f}), operations 1/{operations:.1f}"
+            )
+        times = ", ".join(f"{name} {1e3 * statistics.median(values):.2f} ms" for name, values in self.seconds.items())
+        return [*found, f"{self.case}: {times}"]
+
+    def row(self) -> dict[str, Any]:
+        return {
+            "case": self.case,
+            "ratio": {name: {"median": statistics.median(v), "rounds": v} for name, v in self.ratios.items()},
+            "seconds": self.seconds,
+            "operations": self.operations,
+            "largest_difference": self.largest_difference,
+        }
+
+
+class Count(TorchDispatchMode):
+    """Counts what is dispatched: on a GPU each is a launch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.total += 1
+        return func(*args, **(kwargs or {}))
+
+
+def compare(case: str, variants: Sequence[Variant], rounds: int, tolerance: float, least: float = 0.05) -> Comparison:
+    """Raises SystemExit where a variant's results differ by more than `tolerance` from the first one's."""
+    results = [variant.run() for variant in variants]
+    difference = max(
+        (results[0][name].double() - result[name].double()).abs().max().item()
+        for result in results[1:]
+        for name in results[0]
+    )
+    if not difference <= tolerance:
+        raise SystemExit(f"{case}: the variants differ by {difference:.2e}, so nothing was timed")
+    operations = {}
+    for variant in variants:
+        with Count() as count:
+            variant.run()
+        operations[variant.name] = count.total
+    repeats = {variant.name: max(1, round(least / timed(variant.run, 1))) for variant in variants}
+    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    for _ in range(rounds):
+        for variant in variants:
+            seconds[variant.name].append(timed(variant.run, repeats[variant.name]))
+    return Comparison(case, seconds, difference, operations)
+
+
+def timed(run: Callable[[], object], repeats: int) -> float:
+    """Seconds per call, the GPU's work included."""
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The flags that every benchmark has."""
+    flags = argparse.ArgumentParser(description=description.splitlines()[0])
+    flags.add_argument("--rounds", type=int, default=7, help="interleaved measurements per variant")
+    flags.add_argument("--threads", type=int, default=None, help="torch threads; default is torch's choice")
+    flags.add_argument("--out", type=Path, default=None, help="write the rows to this JSON file")
+    return flags
+
+
+def report(benchmark: str, args: argparse.Namespace, comparisons: Sequence[Comparison]) -> None:
+    for comparison in comparisons:
+        print("\n".join(comparison.lines()))
+    save(benchmark, args, [comparison.row() for comparison in comparisons])
+
+
+def save(benchmark: str, args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Write the rows with their settings and machine, where asked for."""
+    if args.out is None:
+        return
+    settings = {key: value for key, value in vars(args).items() if key != "out"}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    content = {"benchmark": benchmark, "settings": settings, "rows": rows, "machine": {**fingerprint(), "gpu": gpu}}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(content, indent=1) + "\n")

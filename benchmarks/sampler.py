@@ -1,0 +1,46 @@
+"""Sampling a denoising chain with its log-probability: in one pass, against drawing it and scoring it afterwards."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks._agents import conditions, make_agent, two_pass_sample
+from benchmarks._compare import Variant, compare, parser, report
+from reinflow.types import Chain
+
+
+def main() -> None:
+    flags = parser(__doc__)
+    flags.add_argument("--batch", type=int, nargs="+", default=[256], help="envs")
+    flags.add_argument("--net", nargs="+", default=["unet", "mlp"], help="networks")
+    flags.add_argument("--k", type=int, default=8, help="denoising steps")
+    flags.add_argument("--horizon", type=int, default=16, help="predicted env steps")
+    args = flags.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    comparisons = []
+    for net in args.net:
+        agent = make_agent(net, args.horizon, args.k)
+        for rows in args.batch:
+            cond = conditions(agent, rows)
+            generator = torch.Generator(cond.device)
+
+            def one_pass(agent=agent, cond=cond, generator=generator) -> dict[str, torch.Tensor]:
+                return results(agent.get_action(cond, generator.manual_seed(0)))
+
+            @torch.no_grad()
+            def two_passes(agent=agent, cond=cond, generator=generator) -> dict[str, torch.Tensor]:
+                return results(two_pass_sample(agent, cond, generator.manual_seed(0)))
+
+            variants = [Variant("two passes", two_passes), Variant("one pass", one_pass)]
+            comparisons.append(compare(f"{net}, {rows} envs, K = {args.k}", variants, args.rounds, tolerance=5e-2))
+    report("sampler", args, comparisons)
+
+
+def results(chain: Chain) -> dict[str, torch.Tensor]:
+    """The log-probability sums hundreds of float32 numbers, which bounds how well two orders of them can agree."""
+    return {"states": chain.states, "log_prob": chain.log_prob}
+
+
+if __name__ == "__main__":
+    main()

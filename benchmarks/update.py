@@ -1,0 +1,53 @@
+"""Log-probability of chains and its gradient: all denoising steps in one batch, against one forward for each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from benchmarks._agents import conditions, looped_moments, make_agent
+from benchmarks._compare import Variant, compare, parser, report
+from reinflow.policies.chain import chain_log_prob, chain_moments
+
+
+def main() -> None:
+    flags = parser(__doc__)
+    flags.add_argument("--batch", type=int, default=64, help="decisions of a minibatch")
+    flags.add_argument("--net", nargs="+", default=["unet", "mlp"], help="networks")
+    flags.add_argument("--k", type=int, default=8, help="denoising steps")
+    flags.add_argument("--horizon", type=int, nargs="+", default=[16, 8], help="predicted env steps")
+    args = flags.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    comparisons = []
+    for net in args.net:
+        for horizon in args.horizon:
+            agent = make_agent(net, horizon, args.k)
+            cond = conditions(agent, args.batch)
+            chain = agent.get_action(cond, torch.Generator(cond.device).manual_seed(0))
+            parameters = [*agent.actor.velocity_parameters(), *agent.actor.noise_parameters()]
+
+            def scored(
+                moments, agent=agent, cond=cond, states=chain.states, parameters=parameters
+            ) -> dict[str, Tensor]:
+                log_prob = chain_log_prob(states, *moments(), agent.scored)
+                gradients = torch.autograd.grad(log_prob.mean(), parameters, allow_unused=True)
+                return {
+                    "log_prob": log_prob.detach(),
+                    "gradient": torch.cat([g.flatten() for g in gradients if g is not None]),
+                }
+
+            def folded(agent=agent, cond=cond, states=chain.states, scored=scored) -> dict[str, Tensor]:
+                return scored(lambda: chain_moments(agent.actor, states, cond))
+
+            def looped(agent=agent, cond=cond, states=chain.states, scored=scored) -> dict[str, Tensor]:
+                return scored(lambda: looped_moments(agent, states, cond))
+
+            variants = [Variant("loop over k", looped), Variant("one batch", folded)]
+            case = f"{net}, B = {args.batch}, K = {args.k}, H = {horizon}"
+            comparisons.append(compare(case, variants, args.rounds, tolerance=5e-2))
+    report("update", args, comparisons)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,413 @@
+"""Several processes for one run equal one, and end together. Run as a script, this file is one of the processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from reinflow import distributed
+from reinflow.agent import ReinFlowAgent
+from reinflow.algos.awr import AdvantageWeightedRegression, AWRConfig
+from reinflow.algos.bc import BCConfig
+from reinflow.algos.critics import CriticConfig
+from reinflow.algos.ppo import PPO, PPOConfig
+from reinflow.algos.rollout import RolloutBuffer
+from reinflow.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from reinflow.data.chunks import ChunkDataset
+from reinflow.data.demos import Demos, Trajectory
+from reinflow.envs import EnvConfig, make_env
+from reinflow.envs.toy import toy_demos
+from reinflow.errors import UserError
+from reinflow.evaluation import EvalConfig
+from reinflow.log import to_host
+from reinflow.loops import OfflineConfig, OnPolicyConfig, OnPolicyState, on_policy
+from reinflow.offline_run import train_offline
+from reinflow.policies import PolicySpec, build_policy
+from reinflow.resumable import latest_training
+from reinflow.run import Run, RunConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = str(ROOT / "train_online_finetune.py")
+SPEC = PolicySpec(
+    net="mlp", state_dim=3, action_dim=2, obs_horizon=1, act_horizon=4, pred_horizon=4, num_inference_steps=2,
+    mlp_hidden_dim=32, mlp_depth=1,
+)  # fmt: skip
+NUM_ENVS, DECISIONS = 8, 6
+UNEVEN = ([1.0, 2.0, 3.0], [10.0, 14.0])
+"""values of two processes"""
+
+
+# ---- what every process computes ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def draws_of_all() -> Iterator[None]:
+    """Every process draws the random rows of all of them and keeps its own; minibatches are not shuffled.
+
+    So two processes with half of the rows see what one with all rows sees.
+    """
+    rank, size = distributed.rank(), distributed.world_size()
+
+    def own_rows(draw: Any) -> Any:
+        def drawn(*shape: Any, **options: Any) -> torch.Tensor:
+            rows, *rest = shape[0] if len(shape) == 1 else shape
+            return draw(rows * size, *rest, **options)[rank * rows : (rank + 1) * rows].clone()
+
+        return drawn
+
+    def in_order(rows: int, generator: Any = None, device: Any = None) -> torch.Tensor:
+        return torch.arange(rows, device=device)
+
+    with (
+        mock.patch("torch.randn", own_rows(torch.randn)),
+        mock.patch("torch.rand", own_rows(torch.rand)),
+        mock.patch("torch.randperm", in_order),
+    ):
+        yield
+
+
+def fine_tuned() -> dict[str, Any]:
+    """Stage 3 on the toy: three iterations of two minibatches, the first of them critic warm-up."""
+    torch.manual_seed(distributed.rank())  # unequal weights, until the first process's are sent
+    env = make_env(EnvConfig("Toy-v0"), distributed.share(NUM_ENVS, "num_envs"), SPEC.act_horizon, 1, gamma=0.97)
+    ppo = PPOConfig(minibatch_size=NUM_ENVS * DECISIONS // 2, critic_warmup_steps=1, ppo_epochs=2)
+    agent = ReinFlowAgent.from_policy(build_policy(SPEC), ppo)
+    distributed.broadcast_(agent.state_dict())
+    buffer = RolloutBuffer(
+        DECISIONS * env.num_envs, SPEC.cond_dim, SPEC.pred_horizon, SPEC.action_dim, ppo.gamma, ppo.gae_lambda, 2
+    )
+    logged: list[dict[str, float]] = []
+
+    def log(metrics: Any, step: int) -> dict[str, float]:
+        logged.append(to_host(metrics) | {"step": step})
+        return logged[-1]
+
+    nothing = mock.Mock()
+    run = SimpleNamespace(config=SimpleNamespace(seed=3), log=log, status=nothing, alarm=nothing, progress=nothing)
+    with draws_of_all():
+        on_policy(
+            agent, PPO(agent, ppo), env, env.reset(seed=3), buffer,
+            OnPolicyConfig(NUM_ENVS, DECISIONS, total_timesteps=3 * NUM_ENVS * DECISIONS * SPEC.act_horizon), run,
+            state=OnPolicyState(), generator=torch.Generator().manual_seed(5), on_eval=lambda state: {},
+            on_mark=lambda state: None,
+            on_save=lambda state: None,
+        )  # fmt: skip
+    return {"agent": agent.state_dict(), "logged": [line for line in logged if len(line) > 1]}
+
+
+def stage_2() -> tuple[AdvantageWeightedRegression, ChunkDataset]:
+    """Of a Gaussian, whose loss draws nothing; unequal weights, until the first process's are sent."""
+    trajectories = []
+    for demo in toy_demos(8, noise=0.5, seed=0):
+        nothing = torch.zeros(len(demo["actions"]), dtype=torch.bool)
+        trajectories.append(Trajectory(**demo, terminated=nothing, truncated=nothing))
+    dataset = ChunkDataset(Demos(trajectories, env_id="Toy-v0", control_mode="toy"), 1, 4, 4, gamma=0.97)
+    torch.manual_seed(distributed.rank())
+    policy = build_policy(PolicySpec.from_dict(SPEC.to_dict() | {"family": "gaussian", "num_inference_steps": 1}))
+    policy.fit_normalizers_(*dataset.statistics())
+    critics = CriticConfig(num_qs=2, num_min_qs=2, q_hidden_dim=32)
+    return AdvantageWeightedRegression(policy, BCConfig(lr_warmup=1), AWRConfig(), critics, total_iters=50), dataset
+
+
+def weighted() -> dict[str, Any]:
+    """Five iterations of Stage 2."""
+    learner, dataset = stage_2()
+    distributed.broadcast_(learner.state_dict())
+    generator, own = torch.Generator().manual_seed(0), distributed.share(64, "batch_size")
+    for _ in range(5):
+        rows = torch.randint(len(dataset), (64,), generator=generator)
+        learner.update(dataset.transition(rows[distributed.rank() * own :][:own]))
+    return learner.state_dict()
+
+
+def offline_run(folder: Path) -> None:
+    """A whole run of Stage 2, as its script sets it up."""
+    config = OfflineConfig(total_iters=4, batch_size=16, log_freq=2, eval_freq=0, save_freq=2)
+    with Run.open(
+        RunConfig(runs_dir=str(folder), cuda=False), name="offline", full_config=config, total=4, unit="iterations"
+    ) as run:
+        learner, dataset = stage_2()
+        env = make_env(EnvConfig("Toy-v0"), 2, SPEC.act_horizon, 1, gamma=0.97)
+        evaluation = EvalConfig(num_eval_envs=2, num_eval_episodes=2)
+        train_offline(
+            learner, dataset.sample_transitions, run, env, config, evaluation, evaluate_first=True,
+            critic_state=lambda: learner.critics.unscaled_value().state_dict(),
+        )  # fmt: skip
+
+
+def small_things() -> dict[str, Any]:
+    rank = distributed.rank()
+    own = torch.tensor(UNEVEN[rank])
+    halves = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(()))
+    halves[0].grad, halves[1].grad = torch.tensor([1.0, 2.0]) * (rank + 1), torch.tensor(10.0 * rank)
+    distributed.average_gradients_(halves)
+    mean, std = distributed.moments(own)
+    averaged = distributed.averaged({"kl": torch.tensor(2.0 * rank)})
+    return {
+        "moments": [float(mean), float(std), float(distributed.variance(own))],
+        "row_moments": [float(value) for value in distributed.row_moments(own.reshape(-1, 1))],
+        "gradients": [half.grad.tolist() for half in halves],
+        "averaged": {name: float(value) for name, value in averaged.items()},
+        "largest": float(distributed.largest(torch.tensor(float(rank)))),
+        "seed": distributed.own_seed(7),
+        "share": distributed.share(6, "num_envs"),
+    }  # fmt: skip
+
+
+def take_part(folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.join(cuda=False)
+    result = {"small": small_things(), "fine_tuned": fine_tuned(), "weighted": weighted()}
+    torch.save(result, folder / f"{distributed.rank()}.pt")
+    offline_run(folder)  # its end is the end of the group
+
+
+# ---- what comes of it -----------------------------------------------------------------------------------------------
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def two_processes(*words: str, folder: Path | None = None) -> list[subprocess.Popen[str]]:
+    """As torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return [
+        subprocess.Popen(
+            [sys.executable, *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder,
+            env=environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two processes computed."""
+    folder = tmp_path_factory.mktemp("pair")
+    processes = two_processes(str(Path(__file__)), str(folder))
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [torch.load(folder / f"{rank}.pt") | {"folder": folder} for rank in range(2)]
+
+
+def test_what_processes_share_by_hand(pair):
+    first, second = pair[0]["small"], pair[1]["small"]
+    # 1, 2, 3 and 10, 14: mean 6; squared deviations 25 + 16 + 9 + 16 + 64 = 130, over 4 degrees of freedom 32.5
+    assert first["moments"] == second["moments"] == pytest.approx([6.0, 32.5**0.5, 32.5])
+    # a normaliser takes the std of all rows: (130 / 5)^.5
+    assert first["row_moments"] == second["row_moments"] == pytest.approx([6.0, 26.0**0.5])
+    # gradients 1, 2 and 2, 4: mean 1.5, 3; 0 and 10: mean 5
+    assert first["gradients"] == second["gradients"] == [[1.5, 3.0], 5.0]
+    assert first["averaged"] == second["averaged"] == {"kl": 1.0}
+    assert first["largest"] == second["largest"] == 1.0
+    assert (first["share"], second["share"]) == (3, 3)
+    assert (first["seed"], second["seed"]) == (7, 7 + distributed.SEED_STRIDE)
+
+
+def test_two_processes_with_half_of_the_envs_train_what_one_with_all_of_them_trains(pair):
+    alone = fine_tuned()
+    for together in pair:
+        torch.testing.assert_close(together["fine_tuned"]["agent"], alone["agent"], atol=1e-5, rtol=0)
+    logged = [pair[0]["fine_tuned"]["logged"], alone["logged"]]
+    assert len(logged[0]) == len(logged[1]) == 3
+    assert [line["step"] for line in logged[0]] == [192, 384, 576]  # 8 envs x 6 decisions x 4 steps, all processes
+    for ours, theirs in zip(*logged, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ("losses/advantage_std", "losses/explained_variance", "losses/final_kl", "losses/value_loss"):
+            assert ours.get(name) == pytest.approx(theirs.get(name), abs=1e-4)
+
+
+def test_stage_2_is_the_same_on_two_processes(pair):
+    alone = weighted()
+    for together in pair:
+        for part in ("policy", "critics"):
+            mine, theirs = together["weighted"][part], alone[part]
+            tensors = zip(distributed.tensors_of(mine), distributed.tensors_of(theirs), strict=True)
+            for ours, other in tensors:
+                torch.testing.assert_close(ours, other, atol=1e-5, rtol=0)
+
+
+def test_the_first_process_writes_the_run_and_the_random_states_of_all(pair):
+    folder = pair[0]["folder"] / "offline"
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 2, 4, 4]  # evaluations at 0 and 4, losses at 2 and 4, each once
+    randomness = latest_training(folder).training["randomness"]
+    assert len(randomness) == 2
+    assert not torch.equal(randomness[0]["generator"], randomness[1]["generator"])
+
+
+def test_all_processes_stop_at_the_mean_kl():
+    learner = SimpleNamespace()
+    with mock.patch.object(distributed, "mean", lambda value: (value + 3.0) / 2):  # the other process's KL is 3
+        kl = PPO.mean_kl(learner, [{"approx_kl": torch.tensor(0.5)}, {"approx_kl": torch.tensor(1.5)}])
+    assert kl == 2.0  # (1 + 3) / 2
+
+
+def test_a_single_process_pays_nothing():
+    values, metrics = torch.tensor([1.0, 2.0]), {"kl": torch.tensor(1.0)}
+    assert distributed.mean(values) is distributed.total(values) is distributed.largest(values) is values
+    assert distributed.averaged(metrics) is metrics
+    assert distributed.moments(values) == (values.mean(), values.std())
+    assert not distributed.active()
+    assert (distributed.share(7, "num_envs"), distributed.own_seed(7), distributed.leads()) == (7, 7, True)
+
+
+def test_what_can_not_be_shared_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(UserError, match="--num_envs 7 can't be split over 2"):
+        distributed.share(7, "num_envs")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    with pytest.raises(UserError, match="share 2 GPUs"):
+        distributed.take_own_gpu()
+
+
+@pytest.mark.parametrize(("visible", "local", "own"), [(None, 1, "1"), ("4,5", 1, "5"), ("", 1, ""), ("3", 0, "3")])
+def test_every_process_sees_its_own_gpu_alone(monkeypatch, visible, local, own):
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    distributed.take_own_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == own
+
+
+# ---- the scripts under torchrun -------------------------------------------------------------------------------------
+
+
+def torchrun(folder: Path, *words: str, restarts: int = 0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["--max_restarts", str(restarts), TRAIN, *words]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def toy_run(folder: Path, iterations: int) -> list[str]:
+    env = make_env(EnvConfig("Toy-v0"), 1, act_horizon=4, obs_horizon=1, gamma=1.0)
+    save_checkpoint(folder / "toy.pt", Checkpoint(SPEC, env.spec, build_policy(SPEC).state_dict()))
+    sizes = {"num_envs": 4, "rollout_steps": 4, "minibatch_size": 8, "num_eval_envs": 2, "num_eval_episodes": 2}
+    sizes |= {
+        "total_timesteps": iterations * 64,
+        "ppo_epochs": 1,
+        "critic_warmup_steps": 0,
+        "eval_freq": 0,
+        "save_freq": 2,
+    }
+    words = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    return ["--pretrained_path", "toy.pt", "--exp_name", "run", *words]
+
+
+def processes_of(folder: Path) -> list[int]:
+    """The training processes that run in `folder`, without torchrun itself, the first one first."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes()
+            values = dict(pair.split(b"=", 1) for pair in (entry / "environ").read_bytes().split(b"\0") if b"=" in pair)
+            here = (entry / "cwd").resolve() == folder.resolve()
+        except (OSError, ValueError):
+            continue
+        if here and b"RANK" in values and b"train_online" in command:
+            found.append((int(values[b"RANK"]), int(entry.name)))
+    return [pid for _, pid in sorted(found)]
+
+
+def wait_for(condition: Any, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def status(folder: Path) -> dict[str, Any]:
+    path = folder / "runs/run/status.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def test_torchrun_makes_one_run_and_goes_on_from_its_checkpoint_when_a_process_is_killed(tmp_path):
+    job = torchrun(tmp_path, *toy_run(tmp_path, iterations=30), restarts=1)
+    wait_for(lambda: any((tmp_path / "runs").glob("run/checkpoints/step_*")), 60)
+    victim = processes_of(tmp_path)[1]
+    os.kill(victim, signal.SIGKILL)
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == 0, output
+    final = status(tmp_path)
+    assert (final["state"], final["step"]) == ("done", 30 * 64)
+    lines = [json.loads(line) for line in (tmp_path / "runs/run/metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "losses/value_loss" in line]
+    assert steps == [64 * (index + 1) for index in range(30)]  # every iteration once, although one process died
+    assert len(json.loads((tmp_path / "runs/run/config.json").read_text())["earlier"]) == 1  # it was resumed once
+    randomness = latest_training(tmp_path / "runs/run").training["randomness"]
+    assert not torch.equal(randomness[0]["generator"], randomness[1]["generator"])
+    load_checkpoint(tmp_path / "runs/run")
+
+
+def test_a_process_whose_partner_is_killed_ends_within_a_minute_and_says_why(tmp_path):
+    first, second = two_processes(TRAIN, *toy_run(tmp_path, iterations=100_000), folder=tmp_path)
+    wait_for(lambda: status(tmp_path).get("step", 0) > 0, 60)
+    second.kill()
+    began = time.monotonic()
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert time.monotonic() - began < 60
+    assert "another process of this run ended" in output
+    assert (status(tmp_path)["state"], "another process" in status(tmp_path)["error"]) == ("failed", True)
+
+
+def test_a_mistake_ends_all_processes_with_one_sentence(tmp_path):
+    words = toy_run(tmp_path, iterations=1)
+    (tmp_path / "runs/run").mkdir(parents=True)
+    both = two_processes(TRAIN, *words, folder=tmp_path)
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [2, 2]
+    assert ["--exp_name" in output for output in outputs] == [True, False]  # "runs/run exists: ...", said once
+
+
+HANGS = """
+import sys, time
+sys.path.insert(0, {root!r})
+import torch
+from reinflow import distributed
+distributed.BEAT_SECONDS, distributed.LOST_SECONDS = 0.2, 2.0
+distributed.join(cuda=False)
+distributed.Watch.on_lost = lambda reason: print("told", flush=True)
+print("joined", flush=True)
+if distributed.rank() == 1:
+    time.sleep(600)
+distributed.mean(torch.zeros(1))
+"""
+
+
+def test_a_process_that_hangs_is_noticed_by_the_others(tmp_path):
+    (tmp_path / "hangs.py").write_text(HANGS.format(root=str(ROOT)))
+    first, second = two_processes(str(tmp_path / "hangs.py"))
+    assert second.stdout.readline() == "joined\n"
+    os.kill(second.pid, signal.SIGSTOP)
+    output, _ = first.communicate(timeout=30)
+    second.kill()
+    assert first.returncode == 1
+    assert "told" in output
+    assert "error: no sign of life from process 1 of this run" in output
+
+
+if __name__ == "__main__":
+    take_part(Path(sys.argv[1]))
