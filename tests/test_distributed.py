@@ -156,9 +156,11 @@ def small_things() -> dict[str, Any]:
     halves[0].grad, halves[1].grad = torch.tensor([1.0, 2.0]) * (rank + 1), torch.tensor(10.0 * rank)
     distributed.average_gradients_(halves)
     mean, std = distributed.moments(own)
+    kept = distributed.moments(own, torch.tensor(([0.0, 1.0, 1.0], [1.0, 0.0])[rank]))
     averaged = distributed.averaged({"kl": torch.tensor(2.0 * rank)})
     return {
         "moments": [float(mean), float(std), float(distributed.variance(own))],
+        "kept": [float(value) for value in kept],
         "row_moments": [float(value) for value in distributed.row_moments(own.reshape(-1, 1))],
         "gradients": [half.grad.tolist() for half in halves],
         "averaged": {name: float(value) for name, value in averaged.items()},
@@ -211,6 +213,8 @@ def test_what_processes_share_by_hand(pair):
     first, second = pair[0]["small"], pair[1]["small"]
     # 1, 2, 3 and 10, 14: mean 6; squared deviations 25 + 16 + 9 + 16 + 64 = 130, over 4 degrees of freedom 32.5
     assert first["moments"] == second["moments"] == pytest.approx([6.0, 32.5**0.5, 32.5])
+    # 2, 3 and 10 are valid: mean 5; squared deviations 9 + 4 + 25 = 38, over 2 degrees of freedom 19
+    assert first["kept"] == second["kept"] == pytest.approx([5.0, 19.0**0.5])
     # a normaliser takes the std of all rows: (130 / 5)^.5
     assert first["row_moments"] == second["row_moments"] == pytest.approx([6.0, 26.0**0.5])
     # gradients 1, 2 and 2, 4: mean 1.5, 3; 0 and 10: mean 5
