@@ -7,7 +7,6 @@ First they play the same chunks and must agree bit by bit, then they are timed i
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from contextlib import ExitStack, closing
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks._machine import fingerprint
+from benchmarks._compare import save
 from reinflow.envs import EnvConfig
 from reinflow.envs.cpu_batch import BACKEND
 from reinflow.envs.maniskill import ManiSkillEnv
@@ -64,7 +63,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="write the result to this JSON file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    machine = fingerprint()
     config = EnvConfig(args.env_id, args.obs_mode).completed()
     with ExitStack() as stack:
         variants = {
@@ -92,17 +90,9 @@ def main() -> None:
     speeds = {name: [env_steps / value for value in values] for name, values in times.items()}
     for name, values in speeds.items():
         print(f"{name:12} {statistics.median(values):6.0f} env steps/s ({min(values):.0f} to {max(values):.0f})")
-    if args.out:
-        row = {
-            "benchmark": "rendering",
-            "settings": {key: value for key, value in vars(args).items() if key != "out"},
-            "agreement": "states, rewards and seen pictures are bit-identical",
-            "ratio": {"median": statistics.median(ratios), "rounds": ratios},
-            "env_steps_per_s": speeds,
-            "machine": machine,
-        }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(row, indent=1) + "\n")
+    agreement = "states, rewards and seen pictures are bit-identical"
+    ratio = {"median": statistics.median(ratios), "rounds": ratios}
+    save("rendering", args, [{"agreement": agreement, "ratio": ratio, "env_steps_per_s": speeds}])
 
 
 if __name__ == "__main__":
