@@ -39,6 +39,9 @@ class Counter:
         self.frame = self.frame + 1
         return StepResult({"state": self.frame}, self.reward, self.nothing, self.nothing)
 
+    def random_state(self) -> None:
+        """Nothing is random here, and nothing is resumed."""
+
     def close(self) -> None:
         """Nothing to release."""
 

@@ -103,7 +103,7 @@ class BatchedEnv(Protocol):
         ...
 
     def step(self, action: Float[Tensor, "n a"], render: bool = True) -> StepResult:
-        """`render` tells whether anyone will look at this frame's pictures."""
+        """`render` tells whether anyone will look at this frame's pictures; the result stays when the env goes on."""
         ...
 
     def random_state(self) -> Any:

@@ -231,6 +231,22 @@ def test_every_number_equals_a_brute_force_loop_over_the_envs_of_one_process(cas
     assert first == env.num_envs
 
 
+@pytest.mark.parametrize("name", ["toy", "synthetic", "maniskill_batched"])
+def test_a_step_result_stays_as_it_is_when_the_env_goes_on(name: str):
+    if name == "maniskill_batched":
+        pytest.importorskip("mani_skill")
+    make, _ = cases()[name]().parts[0]
+    env = make()
+    env.reset(seed=0)
+    actions = torch.tensor(env.spec.action_high).expand(env.num_envs, -1)
+    first = env.step(actions)
+    kept = {name: value.clone() for name, value in {**first.obs, "reward": first.reward}.items()}
+    second = env.step(actions)
+    assert all(torch.equal({**first.obs, "reward": first.reward}[name], value) for name, value in kept.items())
+    assert not torch.equal(first.obs["state"], second.obs["state"])
+    env.close()
+
+
 def test_actions_of_another_shape_are_refused(env: ChunkEnv):
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"takes actions of shape \(\d, 3, \d\), got \(\d, 2, \d\)"):
@@ -265,7 +281,7 @@ class Scripted:
             self.resets.append(env_idx.tolist())
             self.frame[env_idx, 1] += 1
             self.frame[env_idx, 2] = 0
-        return {"state": self.frame}
+        return {"state": self.frame.clone()}
 
     def step(self, action: Tensor, render: bool = True) -> StepResult:
         self.actions.append(action[:, 0].clone())
@@ -273,7 +289,7 @@ class Scripted:
         step = self.frame[:, 2].long()
         ended = (step == self.ends) & (self.frame[:, 1] == 0)
         reward = self.rewards[torch.arange(self.num_envs), (step - 1) % self.rewards.shape[1]]
-        return StepResult({"state": self.frame}, reward, ended, ended)
+        return StepResult({"state": self.frame.clone()}, reward, ended, ended)
 
     def random_state(self) -> None:
         """Nothing is random here, and nothing is resumed."""
