@@ -48,7 +48,7 @@ def two_pass_sample(agent: ReinFlowAgent, cond: Tensor, generator: torch.Generat
     x = actor.start(cond, generator)
     states = [x]
     for k in range(actor.num_steps):
-        mean, std = actor.step(k, x, cond)
+        mean, std = step(agent, k, x, cond)
         x = mean + std * torch.randn(x.shape, generator=generator, device=x.device)
         states.append(x)
     drawn = torch.stack(states, 1)
@@ -58,6 +58,15 @@ def two_pass_sample(agent: ReinFlowAgent, cond: Tensor, generator: torch.Generat
 
 def looped_moments(agent: ReinFlowAgent, states: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
     """The straightforward scoring: one forward per denoising step."""
-    pairs = [agent.actor.step(k, states[:, k], cond) for k in range(agent.actor.num_steps)]
+    pairs = [step(agent, k, states[:, k], cond) for k in range(agent.actor.num_steps)]
     means, stds = (torch.stack(values, 1) for values in zip(*pairs, strict=True))
     return means, stds
+
+
+def step(agent: ReinFlowAgent, k: int, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+    """One denoising step by itself: mean and std."""
+    actor = agent.actor
+    t = torch.full((1,), k / actor.num_steps, device=x.device)
+    d = torch.full((1,), 1 / actor.num_steps, device=x.device)
+    velocity, _, std = actor.noisy_net(x, t, d, cond, sample_noise=False)
+    return x + velocity / actor.num_steps, std

@@ -76,7 +76,8 @@ class ExploreNoiseNet(BoundedStd):
         for parameter in self.net[-1].parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, time_emb: Float[Tensor, "b t"], obs_emb: Float[Tensor, "b z"]) -> Float[Tensor, "b *h a"]:
+    def forward(self, time_emb: Float[Tensor, "*b t"], obs_emb: Float[Tensor, "*b z"]) -> Float[Tensor, "..."]:
+        """(*b a), or (*b h a) with a `horizon`."""
         return self.squash(self.net(torch.cat((time_emb, obs_emb), dim=-1)).unflatten(-1, self.std_shape))
 
 
@@ -116,8 +117,10 @@ class NoisyVelocityUNet1D(nn.Module):
         self, x: Float[Tensor, "b k h a"], t: Float[Tensor, "k"], d: Float[Tensor, "k"], obs: Float[Tensor, "b z"]
     ) -> tuple[Float[Tensor, "b k h a"], Float[Tensor, "b k h a"]]:
         """Velocity and std of the noise of every chain state at its own time, as `VelocityNet.grid`."""
-        rows, steps, horizon, _ = x.shape
-        time_emb = self.time_embedding(t).expand(rows, -1, -1).flatten(0, 1)
-        std = self.explore_noise_net(time_emb, obs.repeat_interleave(steps, 0)).unflatten(0, (rows, steps))
-        std = std if std.dim() == 4 else std.unsqueeze(2).expand(-1, -1, horizon, -1)
-        return cast(VelocityNet, self.base_net).grid(x, t, d, obs), std
+        return cast(VelocityNet, self.base_net).grid(x, t, d, obs), self.noise_stds(t, obs, horizon=x.shape[2])
+
+    def noise_stds(self, t: Float[Tensor, "k"], obs: Float[Tensor, "b z"], horizon: int) -> Float[Tensor, "b k h a"]:
+        """`noise_std` at each of k times."""
+        time_emb = self.time_embedding(t).expand(len(obs), -1, -1)
+        std = self.explore_noise_net(time_emb, obs.unsqueeze(1).expand(-1, len(t), -1))
+        return std if std.dim() == 4 else std.unsqueeze(2).expand(-1, -1, horizon, -1)

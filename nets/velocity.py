@@ -33,8 +33,14 @@ class VelocityNet(nn.Module):
         global_cond: Float[Tensor, "b z"],
     ) -> Float[Tensor, "b k h a"]:
         """Every chain state at its own time: `forward` of b*k rows."""
-        features = self.times(timestep, step_size) + self.condition(global_cond).unsqueeze(1)
+        features = self.features(timestep, step_size, global_cond)
         return self.velocity(sample.flatten(0, 1), features.flatten(0, 1)).unflatten(0, sample.shape[:2])
+
+    def features(
+        self, timestep: Float[Tensor, "k"], step_size: Float[Tensor, "k"], global_cond: Float[Tensor, "b z"]
+    ) -> Float[Tensor, "b k f"]:
+        """What `velocity` needs at each of k times, before any state of the chain is known."""
+        return self.times(timestep, step_size) + self.condition(global_cond).unsqueeze(1)
 
     @abstractmethod
     def times(self, timestep: Float[Tensor, "b"], step_size: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:

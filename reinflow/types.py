@@ -7,7 +7,7 @@ Shapes use the letters of `docs/algorithm.md`: `b` rows, `n` envs, `r` decisions
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -218,6 +218,10 @@ class Samplable(Protocol):
     ) -> Float[Tensor, "b h a"]: ...
 
 
+Kernel = Callable[[int, Tensor], tuple[Tensor, Tensor]]
+"""(k, x_k) -> mean and std of x_{k+1}, (b h a) each"""
+
+
 @runtime_checkable
 class Stochastic(Protocol):
     """A chain of Gaussian kernels with a density and a learned std.
@@ -243,14 +247,12 @@ class Stochastic(Protocol):
         """x_0"""
         ...
 
-    def step(
-        self, k: int, x: Float[Tensor, "b h a"], cond: Float[Tensor, "b z"]
-    ) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "b h a"]]:
-        """Mean and std of x_{k+1}."""
+    def kernel(self, cond: Float[Tensor, "b z"]) -> Kernel:
+        """How each step of a chain is drawn; all that does not depend on its states is computed here, once."""
         ...
 
     def steps(
         self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]
     ) -> tuple[Float[Tensor, "b k h a"], Float[Tensor, "b k h a"]]:
-        """`step` of x_0 .. x_{K-1} at once: K folds into the batch."""
+        """The kernel at x_0 .. x_{K-1} of given chains, at once: K folds into the batch."""
         ...

@@ -7,6 +7,7 @@ end up in a history: with 8 steps a chunk and a history of 2, that is 2 of 8.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -182,7 +183,7 @@ class ActionChunk:
         if tuple(actions.shape) != shape:
             raise ValueError(f"{self.spec.env_id} takes actions of shape {shape}, got {tuple(actions.shape)}")
         actions = actions.to(self.device, torch.float32)
-        sound = finite_rows(actions)
+        sound = row_sums(actions).abs() < math.inf
         return torch.where(_like(sound, actions), actions, 0.0).clamp(self.low, self.high), sound
 
     def _usable(self, reward: Float[Tensor, "i n"], steps: list[StepResult]) -> Bool[Tensor, "i n"]:
@@ -190,7 +191,7 @@ class ActionChunk:
         usable = reward.abs() <= MOST_REWARD  # NaN is not
         for name, value in steps[0].obs.items():
             if value.is_floating_point():
-                usable = usable & torch.stack([finite_rows(step.obs[name]) for step in steps])
+                usable = usable & (torch.stack([row_sums(step.obs[name]) for step in steps]).abs() < math.inf)
         return usable
 
     def _restart(self, ended: Bool[Tensor, "n"], stats: EpisodeStats) -> None:
@@ -214,9 +215,9 @@ def _like(where: Bool[Tensor, "n"], value: Tensor) -> Tensor:
     return where.view(-1, *(1,) * (value.dim() - 1))
 
 
-def finite_rows(values: Float[Tensor, "n ..."]) -> Bool[Tensor, "n"]:
-    """Rows that sum to a finite number: all their values are finite, and none is near the end of its type's range.
+def row_sums(values: Float[Tensor, "n ..."]) -> Float[Tensor, "n"]:
+    """Finite where all values of a row are, and none is near the end of its type's range.
 
     Twelve times faster than looking at each value.
     """
-    return values.flatten(1).sum(1).isfinite()
+    return values.flatten(1).sum(1)

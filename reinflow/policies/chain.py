@@ -47,11 +47,24 @@ def sample_chain(
     generator: torch.Generator | None = None,
 ) -> Chain:
     """Draw a chain; its log-probability comes from the drawn noise, without a second pass."""
-    x = actor.start(cond, generator)
+    x_0 = actor.start(cond, generator)
+    noise = torch.randn((actor.num_steps, *x_0.shape), generator=generator, device=x_0.device, dtype=x_0.dtype)
+    return denoise(actor, cond, x_0, noise, scored)
+
+
+def denoise(
+    actor: Stochastic,
+    cond: Float[Tensor, "b z"],
+    x_0: Float[Tensor, "b h a"],
+    noise: Float[Tensor, "k b h a"],
+    scored: Bool[Tensor, "k h a"],
+) -> Chain:
+    """The chain that standard normal `noise` draws from x_0: nothing is random here, so it can be replayed."""
+    kernel = actor.kernel(cond)
+    x = x_0
     states, means, stds = [x], [], []
-    for k in range(actor.num_steps):
-        mean, std = actor.step(k, x, cond)
-        eps = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    for k, eps in enumerate(noise):
+        mean, std = kernel(k, x)
         x = mean + std * eps
         states.append(x)
         means.append(mean)

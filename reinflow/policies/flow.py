@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -47,13 +48,21 @@ class FlowPolicy(Policy):
         """`avg_velocity` of chains, each state at its own time."""
         return cast(VelocityNet, self.net).grid(x, t, self.step_label(d), cond)
 
+    def velocity_at(
+        self, t: Float[Tensor, "k"], d: Float[Tensor, "k"], cond: Float[Tensor, "b z"]
+    ) -> Callable[[int, Float[Tensor, "b h a"]], Float[Tensor, "b h a"]]:
+        """(k, x) -> `avg_velocity` at t[k]; what does not depend on x is computed here, for all k at once."""
+        net = cast(VelocityNet, self.net)
+        features = net.features(t, self.step_label(d), cond).unbind(1)
+        return lambda k, x: net.velocity(x, features[k])
+
     def sample(
         self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"], num_steps: int | None = None
     ) -> Float[Tensor, "b h a"]:
         """Euler steps from x_0 = `noise` to x_1."""
         times, d = time_grid(num_steps or self.spec.num_inference_steps, noise.device)
-        step_size = torch.full_like(times[:1], d)
+        velocity = self.velocity_at(times, torch.full_like(times, d), cond)
         x = noise
-        for t in times.split(1):
-            x = x + d * self.avg_velocity(x, t, step_size, cond)
+        for k in range(len(times)):
+            x = x + d * velocity(k, x)
         return x

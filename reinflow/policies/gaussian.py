@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nets.noise import BoundedStd
 from reinflow.policies.base import Policy
 from reinflow.policies.spec import PolicySpec
+from reinflow.types import Kernel
 
 
 class Gaussian(Policy):
@@ -47,15 +48,15 @@ class Gaussian(Policy):
     def start(self, cond: Float[Tensor, "b z"], generator: torch.Generator | None = None) -> Float[Tensor, "b h a"]:
         return cond.new_zeros(len(cond), *self.spec.chunk_shape)
 
-    def step(
-        self, k: int, x: Float[Tensor, "b h a"], cond: Float[Tensor, "b z"]
-    ) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "b h a"]]:
-        return self.mean(cond), self.std_bounds.squash(self.std_drive).expand(x.shape)
+    def kernel(self, cond: Float[Tensor, "b z"]) -> Kernel:
+        mean = self.mean(cond)
+        std = self.std_bounds.squash(self.std_drive).expand(mean.shape)
+        return lambda k, x: (mean, std)
 
     def steps(
         self, x: Float[Tensor, "b 1 h a"], cond: Float[Tensor, "b z"]
     ) -> tuple[Float[Tensor, "b 1 h a"], Float[Tensor, "b 1 h a"]]:
-        mean, std = self.step(0, x[:, 0], cond)
+        mean, std = self.kernel(cond)(0, x[:, 0])
         return mean.unsqueeze(1), std.unsqueeze(1)
 
     def set_noise_bounds_(self, min_std: float, max_std: float) -> None:

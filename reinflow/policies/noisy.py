@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nets.noise import ExploreNoiseNet, NoisyVelocityUNet1D
 from reinflow.policies.flow import FlowPolicy, time_grid
+from reinflow.types import Kernel
 
 TIME_EMBED_DIM = 64
 
@@ -50,14 +51,12 @@ class NoisyFlow(nn.Module):
     def start(self, cond: Float[Tensor, "b z"], generator: torch.Generator | None = None) -> Float[Tensor, "b h a"]:
         return self.policy.initial_noise(len(cond), generator)
 
-    def step(
-        self, k: int, x: Float[Tensor, "b h a"], cond: Float[Tensor, "b z"]
-    ) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "b h a"]]:
+    def kernel(self, cond: Float[Tensor, "b z"]) -> Kernel:
         """Mean x + v/K and the learned std, on the grid that `sample` uses."""
-        times, d = time_grid(self.num_steps, x.device)
-        t = times[k : k + 1]
-        velocity, _, std = self.noisy_net(x, t, torch.full_like(t, d), cond, sample_noise=False)
-        return x + d * velocity, std
+        times, d = time_grid(self.num_steps, cond.device)
+        velocity = self.policy.velocity_at(times, torch.full_like(times, d), cond)
+        stds = self.noisy_net.noise_stds(times, cond, self.policy.spec.pred_horizon).unbind(1)
+        return lambda k, x: (x + d * velocity(k, x), stds[k])
 
     def steps(
         self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]

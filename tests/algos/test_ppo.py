@@ -152,7 +152,8 @@ def test_critic_warm_up_leaves_the_actor_and_its_optimiser_bit_identical_and_nev
     def forbidden(*_: object) -> None:
         raise AssertionError("the actor was evaluated")
 
-    monkeypatch.setattr(agent.actor, "step", forbidden)
+    for name in ("kernel", "steps"):
+        monkeypatch.setattr(agent.actor, name, forbidden)
     metrics = learner.update(buffer, critic_only=True)
     assert same(actor, actor_state(agent))
     for old, new in zip(

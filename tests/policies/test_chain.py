@@ -129,7 +129,7 @@ def test_folding_k_into_the_batch_equals_the_loop_over_k(make_actor, family, num
     chain, cond, _ = drawn(actor)
     means, stds = chain_moments(actor, chain.states, cond)
     for k in range(num_steps):
-        mean, std = actor.step(k, chain.states[:, k], cond)
+        mean, std = actor.kernel(cond)(k, chain.states[:, k])
         torch.testing.assert_close(means[:, k], mean, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(stds[:, k], std, rtol=1e-5, atol=1e-6)
 

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
+from nets.velocity import VelocityNet
 from reinflow.policies import ReFlow, Shortcut, make_stochastic
 from reinflow.policies.chain import sample_chain, scored_dims
 from reinflow.policies.flow import interpolate, time_grid
 
 
-class Recorder(nn.Module):
+class Recorder(VelocityNet):
     """A constant velocity field of 3 that notes the times it is asked for."""
 
     def __init__(self):
         super().__init__()
         self.calls = []
 
-    def forward(self, x, t, d, cond):
-        self.calls.append((t.tolist(), d.tolist()))
-        return torch.full_like(x, 3.0)
+    def times(self, timestep, step_size):
+        return torch.stack((timestep, step_size), dim=-1)
+
+    def condition(self, global_cond):
+        return torch.zeros(len(global_cond), 2)
+
+    def velocity(self, sample, features):
+        self.calls.append(tuple(features.T.tolist()))
+        return torch.full_like(sample, 3.0)
 
 
 def test_the_grid_starts_at_noise_and_its_last_step_ends_at_data():

@@ -65,7 +65,7 @@ def test_every_family_becomes_stochastic_for_ppo(make_policy, family, net):
     assert isinstance(actor, Stochastic)
     cond = torch.randn(6, policy.spec.cond_dim)
     x = actor.start(cond)
-    mean, std = actor.step(0, x, cond)
+    mean, std = actor.kernel(cond)(0, x)
     assert mean.shape == std.shape == x.shape == (6, 8, 3)
     assert (std > 0).all()
 
