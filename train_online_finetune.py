@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
+from reinflow.acceleration import AccelerationConfig
 from reinflow.algos.ppo import PPOConfig
 from reinflow.algos.schedules import NoiseConfig
 from reinflow.cli import Flat, run_script
@@ -41,6 +42,7 @@ class Config:
     ppo: Flat[PPOConfig] = field(default_factory=PPOConfig)
     noise: Flat[NoiseConfig] = field(default_factory=NoiseConfig)
     noise_net: Flat[NoiseNetConfig] = field(default_factory=NoiseNetConfig)
+    acceleration: Flat[AccelerationConfig] = field(default_factory=AccelerationConfig)
     evaluation: Flat[EvalConfig] = field(default_factory=EvalConfig)
 
 
@@ -89,7 +91,9 @@ def main(config: Config) -> None:
             )
             agent.load_critic(checkpoint.critic_state, f"the critic of {config.pretrained_path}")
             camera = envs.enter_context(filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed))
-            train_online(agent, PPO(agent, config.ppo), run, env, eval_env, config.online, config.evaluation, camera)
+            agent.accelerate_(config.acceleration)
+            learner = PPO(agent, config.ppo, config.acceleration)
+            train_online(agent, learner, run, env, eval_env, config.online, config.evaluation, camera)
 
 
 if __name__ == "__main__":

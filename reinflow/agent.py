@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nets.critic import PrivilegedValueNetwork, ValueNetwork
 from nets.unet1d import ShortCutVelocityUNet1D
 from nets.vision import random_shift
+from reinflow.acceleration import AccelerationConfig, replayed
 from reinflow.algos.advantages import mean_over, return_scale
 from reinflow.algos.ppo import MAX_LOG_RATIO, PPOConfig, clipped_surrogate, scaled_log_ratio
 from reinflow.algos.schedules import NoiseConfig
@@ -25,8 +26,9 @@ from reinflow.policies.chain import (
     chain_entropy,
     chain_log_prob,
     chain_moments,
+    denoise,
+    draws,
     joint_kl,
-    sample_chain,
     scored_dims,
 )
 from reinflow.types import Chain, Obs
@@ -121,6 +123,7 @@ class ReinFlowAgent(nn.Module):
         self.register_buffer("scored", torch.zeros(0), persistent=False)
         self._score(spec)
         self._choose_views(freeze_visual_encoder=True, privileged_dim=None)
+        self.accelerate_(AccelerationConfig())
         self.update_noise_schedule(step=0)
 
     def _choose_views(self, freeze_visual_encoder: bool, privileged_dim: int | None) -> None:
@@ -180,7 +183,10 @@ class ReinFlowAgent(nn.Module):
             load_state_(self.critic, state, name)
 
     def encode(self, obs: Obs) -> Float[Tensor, "b z"]:
-        return self.policy.encode(obs)
+        if not self.bf16_encoder:
+            return self.policy.encode(obs)
+        with torch.autocast(self.policy.device.type, torch.bfloat16):
+            return self.policy.encode(obs).float()
 
     @torch.no_grad()
     def view(self, obs: Obs) -> View:
@@ -206,7 +212,20 @@ class ReinFlowAgent(nn.Module):
     @torch.no_grad()
     def get_action(self, cond: Float[Tensor, "b z"], generator: torch.Generator | None = None) -> Chain:
         """Sample with exploration noise; the chain carries its log-probability."""
-        return sample_chain(self.actor, cond, self.scored, generator)
+        return Chain(*self._denoise(cond, *draws(self.actor, cond, generator)))
+
+    def _denoised(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The parts of a `Chain`."""
+        cond, x_0, noise = inputs
+        return tuple(vars(denoise(self.actor, cond, x_0, noise, self.scored)).values())
+
+    def accelerate_(self, config: AccelerationConfig) -> None:
+        """Sample faster from now on; weights and noise bounds may change in place."""
+        if config.compile:
+            net = cast(Any, self.policy.net)
+            net.velocity = torch.compile(net.velocity)
+        self._denoise = replayed(self._denoised, config, self.policy.device)
+        self.bf16_encoder = config.bf16_encoder and not self.trains_encoder
 
     def get_value(self, cond: Float[Tensor, "b p"]) -> Float[Tensor, "b"]:
         """V of what the critic sees."""

@@ -71,8 +71,9 @@ def pick_device(cuda: bool) -> torch.device:
 
 
 def seed_everything(seed: int, deterministic: bool = True) -> None:
-    """Seed Python, NumPy and torch (all devices)."""
+    """Seed Python, NumPy and torch (all devices), and let a GPU multiply in TF32."""
     seed_globals(seed)
+    torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
 

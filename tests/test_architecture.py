@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = {"reinflow.types", "reinflow.errors", "reinflow.interrupts", "reinflow.rng", "reinflow.distributed"}
+CORE = {f"reinflow.{name}" for name in ("types", "errors", "interrupts", "rng", "distributed", "trees", "acceleration")}
 TENSORS = {"torch", "numpy", "jaxtyping", "einops"}
 SIMULATOR = {"mani_skill", "sapien", "gymnasium"}
 
@@ -20,6 +20,8 @@ MAY_IMPORT = {
     "reinflow/types.py": {"torch", "jaxtyping"},
     "reinflow/errors.py": set(),
     "reinflow/distributed.py": {"torch", "jaxtyping", "reinflow.errors"},
+    "reinflow/trees.py": {"torch"},
+    "reinflow/acceleration.py": {"torch", "reinflow.trees"},
     "reinflow/cli.py": {"tyro", "reinflow.errors"},
     "reinflow/envs": CORE
     | TENSORS

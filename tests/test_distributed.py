@@ -64,8 +64,11 @@ def draws_of_all() -> Iterator[None]:
 
     def own_rows(draw: Any) -> Any:
         def drawn(*shape: Any, **options: Any) -> torch.Tensor:
-            rows, *rest = shape[0] if len(shape) == 1 else shape
-            return draw(rows * size, *rest, **options)[rank * rows : (rank + 1) * rows].clone()
+            shape = tuple(shape[0] if len(shape) == 1 else shape)
+            place = int(len(shape) == 4)  # the noise of a chain, (k b h a), has its rows second
+            rows = shape[place]
+            everything = draw(*shape[:place], rows * size, *shape[place + 1 :], **options)
+            return everything.narrow(place, rank * rows, rows).clone()
 
         return drawn
 

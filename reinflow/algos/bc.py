@@ -38,6 +38,8 @@ class BCConfig:
     """shortcut bootstrap targets come from the moving average instead of the weights themselves"""
     draws: int = 1
     """noises and times drawn per row: several for one encoding, where encoding pictures costs more than the flow"""
+    bf16: bool = False
+    """evaluate encoder and network in bfloat16; weights and the loss itself stay float32"""
     random_shift: int = 4
     """pixels by which the pictures of a row are moved at random; 0 is off"""
 
@@ -80,10 +82,12 @@ class BehaviorCloning:
 
     def regression(self, batch: Any) -> tuple[Float[Tensor, "b"], Float[Tensor, "b z"]]:
         """The policy's own loss per row, the mean of all draws, and the conditions that it used."""
-        cond, chunk = self.policy.encode(self.augmented(batch.obs)), self.policy.normalize_chunk(batch.chunk)
+        chunk = self.policy.normalize_chunk(batch.chunk)
         draws, teacher = self.config.draws, self.ema.module if self.config.use_ema_teacher else None
-        rows = cast(Regressable, self.policy).loss(cond.repeat(draws, 1), chunk.repeat(draws, 1, 1), teacher)
-        return rows.unflatten(0, (draws, -1)).mean(0), cond
+        with torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.config.bf16):
+            cond = self.policy.encode(self.augmented(batch.obs)).float()
+            rows = cast(Regressable, self.policy).loss(cond.repeat(draws, 1), chunk.repeat(draws, 1, 1), teacher)
+        return rows.float().unflatten(0, (draws, -1)).mean(0), cond
 
     def augmented(self, obs: Obs) -> Obs:
         """The observations with their pictures moved, where they have any."""

@@ -17,17 +17,21 @@ MOST_IN_A_ROW = 10
 class StepGuard:
     """Steps fused optimisers, which leave weights and moments as they are where their `found_inf` is 1.
 
-    Its counters stay on the device; the logger reads them with the other metrics.
+    Its counters stay on the device, and in place for CUDA graphs; the logger reads them with the other metrics.
     """
 
     def __init__(self) -> None:
-        self.reset()
+        self.skipped, self.in_a_row, self.longest = torch.zeros(3).unbind()
 
     def reset(self) -> None:
         """Forget what was skipped."""
-        self.skipped: Tensor | float = 0.0
-        self.in_a_row: Tensor | float = 0.0
-        self.longest: Tensor | float = 0.0
+        for counter in (self.skipped, self.in_a_row, self.longest):
+            counter.zero_()
+
+    def _move(self, device: torch.device) -> None:
+        self.skipped, self.in_a_row, self.longest = (
+            counter.to(device) for counter in (self.skipped, self.in_a_row, self.longest)
+        )
 
     def step(self, loss: Float[Tensor, ""], parts: Iterable[tuple[torch.optim.Optimizer, Float[Tensor, ""]]]) -> None:
         """Step each optimiser unless `loss`, or the gradient norm that it comes with, is not finite in any process."""
@@ -38,10 +42,12 @@ class StepGuard:
             optimizer.step()
             skipped = bad if skipped is None else torch.maximum(skipped, bad)
         if skipped is not None:
-            self.skipped = self.skipped + skipped
-            self.in_a_row = (self.in_a_row + 1) * skipped
-            self.longest = self.in_a_row.clamp(min=self.longest)
+            if self.skipped.device != skipped.device:
+                self._move(skipped.device)
+            self.skipped.add_(skipped)
+            self.in_a_row.add_(1).mul_(skipped)
+            torch.maximum(self.longest, self.in_a_row, out=self.longest)
 
     def metrics(self) -> dict[str, Tensor]:
         """Skipped steps since the start, and the most of them in a row."""
-        return {"skipped_steps": torch.as_tensor(self.skipped), "skipped_in_a_row": torch.as_tensor(self.longest)}
+        return {"skipped_steps": self.skipped.clone(), "skipped_in_a_row": self.longest.clone()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 
 from nets.critic import PrivilegedValueNetwork
 from reinflow import distributed, interrupts
+from reinflow.acceleration import AccelerationConfig, replayed
 from reinflow.algos.advantages import explained_variance, mean_over, normalized
 from reinflow.algos.guard import StepGuard
 from reinflow.algos.rollout import RolloutBuffer, Rows
+from reinflow.trees import mapped
 
 if TYPE_CHECKING:
     from reinflow.agent import ReinFlowAgent
@@ -40,6 +43,8 @@ class PPOConfig:
     """passes over each rollout"""
     minibatch_size: int = 768
     """decisions per gradient step"""
+    micro_batch_size: int | None = None
+    """decisions evaluated at a time: less memory, the same gradient; None takes a minibatch at once"""
     lr: float = 8e-5
     """learning rate of the velocity network"""
     lr_noise: float = 3e-5
@@ -91,7 +96,7 @@ def clipped_surrogate(
 class PPO:
     """Optimises a `ReinFlowAgent` on one rollout at a time."""
 
-    def __init__(self, agent: ReinFlowAgent, config: PPOConfig):
+    def __init__(self, agent: ReinFlowAgent, config: PPOConfig, acceleration: AccelerationConfig | None = None):
         self.agent = agent
         self.config = config
         self.velocity_parameters = list(agent.actor.velocity_parameters())
@@ -103,9 +108,17 @@ class PPO:
             {"params": self.velocity_parameters, "lr": config.lr},
             {"params": self.noise_parameters, "lr": config.lr_noise},
         ]
-        self.actor_optimizer = torch.optim.Adam(groups, eps=1e-5, fused=True)
-        self.critic_optimizer = torch.optim.Adam(self.critic_parameters, lr=config.lr_critic, eps=1e-5, fused=True)
+        kind: dict[str, Any] = {"eps": 1e-5, "fused": True, "capturable": agent.policy.device.type == "cuda"}
+        self.actor_optimizer = torch.optim.Adam(groups, **kind)
+        self.critic_optimizer = torch.optim.Adam(self.critic_parameters, lr=config.lr_critic, **kind)
         self.guard = StepGuard()
+        # several processes wait for each other in the middle of a step, which a graph can't hold
+        self.acceleration = AccelerationConfig() if distributed.active() or acceleration is None else acceleration
+        self._forget_graphs()
+
+    def _forget_graphs(self) -> None:
+        self._descend = replayed(self.descend, self.acceleration, self.agent.policy.device)
+        self._descend_critic = replayed(self.descend_critic, self.acceleration, self.agent.policy.device)
 
     def update(
         self, buffer: RolloutBuffer, generator: torch.Generator | None = None, *, critic_only: bool = False
@@ -130,7 +143,8 @@ class PPO:
         steps: list[dict[str, Tensor]] = []
         epochs = 0
         for _ in range(self.config.ppo_epochs):
-            epoch = [self.step(rows) for rows in buffer.minibatches(self.config.minibatch_size, generator)]
+            minibatches = buffer.minibatches(self.config.minibatch_size, generator, overwrite=True)
+            epoch = [self.step(rows) for rows in minibatches]
             steps += epoch
             epochs += 1
             if self.config.target_kl is not None and self.mean_kl(epoch) > self.config.target_kl:
@@ -151,21 +165,14 @@ class PPO:
     def step(self, rows: Rows) -> dict[str, Tensor]:
         """One gradient step of actor and critic on a minibatch."""
         interrupts.check()
-        losses = self.agent.compute_ppo_loss(
-            obs_cond=self.agent.condition(rows["obs"]),
-            actions=rows["actions"],
-            old_log_probs=rows["log_probs"],
-            advantages=rows["advantages"],
-            returns=rows["returns"],
-            old_means=rows.get("means"),
-            old_stds=rows.get("stds"),
-            critic_obs=rows.get("critic_obs"),
-            valid=rows.get("valid"),
-        )
+        return self._descend(rows)
+
+    def descend(self, rows: Rows) -> dict[str, Tensor]:
+        """`step`, on the device alone."""
         self.actor_optimizer.zero_grad()
         self.critic_optimizer.zero_grad()
+        losses = self.add_gradients(rows)
         loss = losses.pop("loss")
-        loss.backward()
         distributed.average_gradients_(self.velocity_parameters + self.noise_parameters + self.critic_parameters)
         limit = self.config.max_grad_norm
         noise_gradients = [p.grad for p in self.noise_parameters if p.grad is not None]
@@ -179,25 +186,61 @@ class PPO:
                 (self.critic_optimizer, losses["grad_norm_critic"]),
             ],
         )
-        return {name: value.detach() for name, value in losses.items()}
+        return losses
+
+    def add_gradients(self, rows: Rows) -> dict[str, Tensor]:
+        """Gradients of the loss and its parts, over micro-batches whose weights are their shares of the valid rows."""
+        size = self.config.micro_batch_size
+        if size is None or size >= len(rows["log_probs"]):
+            losses = self.loss(rows)
+            losses["loss"].backward()
+            return detached(losses)
+        parts: list[dict[str, Tensor]] = []
+        total = rows["valid"].sum().clamp_min(1)
+        for start in range(0, len(rows["log_probs"]), size):
+            piece = {name: mapped(entry, itemgetter(slice(start, start + size))) for name, entry in rows.items()}
+            share = piece["valid"].sum() / total
+            losses = self.loss(piece)
+            (losses["loss"] * share).backward()
+            parts.append({name: v if name == "ratio_deviation" else v * share for name, v in detached(losses).items()})
+        columns = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+        return {name: column.amax() if name == "ratio_deviation" else column.sum() for name, column in columns.items()}
+
+    def loss(self, rows: Rows) -> dict[str, Tensor]:
+        """The agent's loss on rows of a buffer."""
+        return self.agent.compute_ppo_loss(
+            obs_cond=self.agent.condition(rows["obs"]),
+            actions=rows["actions"],
+            old_log_probs=rows["log_probs"],
+            advantages=rows["advantages"],
+            returns=rows["returns"],
+            old_means=rows.get("means"),
+            old_stds=rows.get("stds"),
+            critic_obs=rows.get("critic_obs"),
+            valid=rows.get("valid"),
+        )
 
     def critic_epochs(
         self, buffer: RolloutBuffer, generator: torch.Generator | None, epochs: int
     ) -> list[dict[str, Tensor]]:
         """The same passes for the value network alone."""
         steps = []
-        seen = "critic_obs" if "critic_obs" in buffer.data else "obs"
+        names = ("critic_obs" if "critic_obs" in buffer.data else "obs", "returns", "valid")
         for _ in range(epochs):
-            for rows in buffer.minibatches(self.config.minibatch_size, generator, names=(seen, "returns", "valid")):
+            for rows in buffer.minibatches(self.config.minibatch_size, generator, names, overwrite=True):
                 interrupts.check()
-                loss = self.agent.value_loss(rows[seen], rows["returns"], rows["valid"])
-                self.critic_optimizer.zero_grad()
-                (self.config.value_coef * loss).backward()
-                distributed.average_gradients_(self.critic_parameters)
-                norm = nn.utils.clip_grad_norm_(self.critic_parameters, self.config.max_grad_norm)
-                self.guard.step(loss, [(self.critic_optimizer, norm)])
-                steps.append({"value_loss": loss.detach(), "grad_norm_critic": norm})
+                steps.append(self._descend_critic(*(rows[name] for name in names)))
         return steps
+
+    def descend_critic(self, seen: Tensor, returns: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """One gradient step of the critic alone, on the device alone."""
+        loss = self.agent.value_loss(seen, returns, valid)
+        self.critic_optimizer.zero_grad()
+        (self.config.value_coef * loss).backward()
+        distributed.average_gradients_(self.critic_parameters)
+        norm = nn.utils.clip_grad_norm_(self.critic_parameters, self.config.max_grad_norm)
+        self.guard.step(loss, [(self.critic_optimizer, norm)])
+        return {"value_loss": loss.detach(), "grad_norm_critic": norm}
 
     def state_dict(self) -> dict[str, Any]:
         return {"actor": self.actor_optimizer.state_dict(), "critic": self.critic_optimizer.state_dict()}
@@ -206,6 +249,11 @@ class PPO:
         self.actor_optimizer.load_state_dict(state["actor"])
         self.critic_optimizer.load_state_dict(state["critic"])
         self.guard.reset()
+        self._forget_graphs()  # the moments lie elsewhere now
+
+
+def detached(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in values.items()}
 
 
 def std_percentiles(stds: Float[Tensor, "..."], most: int = 100_000) -> dict[str, Tensor]:

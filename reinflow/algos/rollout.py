@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from operator import itemgetter
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reinflow import distributed
 from reinflow.algos.advantages import gae
+from reinflow.trees import mapped
 from reinflow.types import Obs
 
 Rows = dict[str, Any]
@@ -54,6 +55,7 @@ class RolloutBuffer:
         }
         self._flags = ("done", "terminated")
         self.data: Rows = {}
+        self._gathered: dict[str, Tensor] = {}
         self.count = 0
 
     @property
@@ -164,22 +166,34 @@ class RolloutBuffer:
         return {name: mapped(entry, lambda tensor: tensor.flatten(0, 1)) for name, entry in self.data.items()}
 
     def minibatches(
-        self, size: int, generator: torch.Generator | None = None, names: Collection[str] | None = None
+        self,
+        size: int,
+        generator: torch.Generator | None = None,
+        names: Collection[str] | None = None,
+        overwrite: bool = False,
     ) -> Iterator[Rows]:
         """One shuffled pass over all rows in equal batches of at most `size`, so that no small rest gets a full step.
 
-        `size` counts the rows of all processes. `names` limits what is gathered.
+        `size` counts the rows of all processes. `names` limits what is gathered. With `overwrite` every minibatch takes
+        the place of the one before it, in memory that stays.
         """
         rows = {name: tensor for name, tensor in self.flat().items() if names is None or name in names}
         order = torch.randperm(self.buffer_size, generator=generator, device=self.device)
         count = min(math.ceil(self.buffer_size * distributed.world_size() / size), self.buffer_size)
         for index in order.tensor_split(count):
-            yield {name: mapped(entry, itemgetter(index)) for name, entry in rows.items()}
+            if overwrite:
+                yield {name: self._gather(name, entry, index) for name, entry in rows.items()}
+            else:
+                yield {name: mapped(entry, itemgetter(index)) for name, entry in rows.items()}
 
-
-def mapped(entry: Tensor | Obs, function: Callable[[Tensor], Tensor]) -> Any:
-    """`function` of a tensor, or of every tensor of an observation."""
-    return {name: function(part) for name, part in entry.items()} if isinstance(entry, dict) else function(entry)
+    def _gather(self, name: str, entry: Tensor | Obs, index: Int[Tensor, "b"]) -> Any:
+        """Rows of an entry, in its own part of the memory that all minibatches share."""
+        if isinstance(entry, dict):
+            return {part: self._gather(f"{name}.{part}", tensor, index) for part, tensor in entry.items()}
+        place = self._gathered.get(name)
+        if place is None or len(place) < len(index):
+            self._gathered[name] = place = entry.new_empty(len(index), *entry.shape[1:])
+        return torch.index_select(entry, 0, index, out=place[: len(index)])
 
 
 def blanked(entry: Tensor, valid: Bool[Tensor, "n"], blank: float) -> Tensor:

@@ -47,9 +47,15 @@ def sample_chain(
     generator: torch.Generator | None = None,
 ) -> Chain:
     """Draw a chain; its log-probability comes from the drawn noise, without a second pass."""
+    return denoise(actor, cond, *draws(actor, cond, generator), scored)
+
+
+def draws(
+    actor: Stochastic, cond: Float[Tensor, "b z"], generator: torch.Generator | None = None
+) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "k b h a"]]:
+    """All that is random in a chain: x_0 and the noise of its steps."""
     x_0 = actor.start(cond, generator)
-    noise = torch.randn((actor.num_steps, *x_0.shape), generator=generator, device=x_0.device, dtype=x_0.dtype)
-    return denoise(actor, cond, x_0, noise, scored)
+    return x_0, torch.randn((actor.num_steps, *x_0.shape), generator=generator, device=x_0.device, dtype=x_0.dtype)
 
 
 def denoise(

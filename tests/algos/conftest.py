@@ -26,6 +26,7 @@ def _seed() -> None:
 def make_policy() -> Callable[..., Policy]:
     def build(family: str = "shortcut", **changes: object) -> Policy:
         sizes = {
+            "net": "mlp",
             "state_dim": STATE_DIM,
             "action_dim": 3,
             "obs_horizon": 2,
@@ -36,7 +37,7 @@ def make_policy() -> Callable[..., Policy]:
             "mlp_depth": 1,
             "diffusion_step_embed_dim": 16,
         }
-        policy = build_policy(PolicySpec(family=family, net="mlp", **sizes | changes))
+        policy = build_policy(PolicySpec(family=family, **sizes | changes))
         spec = policy.spec
         policy.fit_normalizers_(torch.randn(200, spec.state_dim), 2 * torch.rand(200, spec.action_dim) - 1)
         return policy

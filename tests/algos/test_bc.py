@@ -41,6 +41,22 @@ def test_the_average_policy_learns_to_act_as_demonstrated(make_policy: MakePolic
     assert metrics["losses/total"].isfinite()
 
 
+@pytest.mark.parametrize("net", ["mlp", "unet"])
+def test_bfloat16_gives_nearly_the_same_loss_and_leaves_weights_and_gradients_in_float32(make_policy: MakePolicy, net):
+    policy = make_policy(net=net, unet_dims=(16, 32))
+    rows = batch(policy)
+    losses = []
+    for bf16 in (False, True):
+        learner = BehaviorCloning(policy, BCConfig(bf16=bf16), total_iters=10)
+        torch.manual_seed(0)
+        loss, cond = learner.regression(rows)
+        losses.append(loss)
+        assert loss.dtype == cond.dtype == torch.float32
+    assert 0 < (losses[0] - losses[1]).abs().max() < 0.05 * losses[0].max()
+    losses[1].mean().backward()
+    assert {p.grad.dtype for p in policy.parameters() if p.grad is not None} == {torch.float32}
+
+
 def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine():
     # 10 warm-up and 90 cosine iterations to a peak of 1: .1, .2 .. 1 at 10; half of it at 10 + 45; 0 at 100
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -268,3 +269,22 @@ def test_ppo_over_the_chain_moves_a_bandits_actions_to_its_target(make_agent: Ma
         buffer.compute_returns_and_advantages(torch.zeros(envs), always)
         learner.update(buffer)
     assert deterministic_reward() > 0.6 * before  # rewards are negative: less than 60 % of the error is left
+
+
+@pytest.mark.parametrize("micro", [1, 5, 16, 100])
+def test_micro_batches_give_the_gradient_and_the_metrics_of_the_whole_minibatch(make_agent: Make, fill: Fill, micro):
+    whole_agent = make_agent("shortcut")
+    agent = copy.deepcopy(whole_agent)
+    buffer = fill(whole_agent)
+    buffer.data["valid"].flatten()[::3] = 0.0
+    rows = buffer.flat()
+    learners = [
+        PPO(whole_agent, whole_agent.config),
+        PPO(agent, dataclasses.replace(agent.config, micro_batch_size=micro)),
+    ]
+    losses = [learner.add_gradients(rows) for learner in learners]
+    for name in losses[0]:
+        torch.testing.assert_close(losses[0][name], losses[1][name], rtol=1e-5, atol=1e-6)
+    for one, other in zip(whole_agent.parameters(), agent.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)

@@ -115,3 +115,17 @@ def test_stored_tensors_carry_no_graph():
     add(buffer, 0, value=torch.ones(2, requires_grad=True) * 2)
     buffer.compute_returns_and_advantages(torch.ones(2, requires_grad=True))
     assert not any(tensor.requires_grad for tensor in buffer.data.values())
+
+
+def test_overwritten_minibatches_hold_the_same_rows_in_memory_that_stays():
+    buffer = make_buffer(decisions=5)
+    for index in range(5):
+        add(buffer, index, value=torch.tensor([2.0 * index, 2.0 * index + 1]))
+    plain = list(buffer.minibatches(4, torch.Generator().manual_seed(0)))
+    places = set()
+    for rows, expected in zip(
+        buffer.minibatches(4, torch.Generator().manual_seed(0), overwrite=True), plain, strict=True
+    ):
+        assert all(torch.equal(rows[name], expected[name]) for name in expected)
+        places.add(rows["actions"].data_ptr())
+    assert len(places) == 1

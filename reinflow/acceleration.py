@@ -1,0 +1,85 @@
+"""What makes a learner faster on a GPU without changing what it computes: CUDA graphs and compilation, both optional.
+
+A denoising chain is hundreds of small launches, a gradient step hundreds more; as one graph each is one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reinflow import trees
+
+WARMUPS = 3
+"""plain calls before a capture, in which libraries choose kernels and optimisers make their state"""
+
+Capture = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
+"""takes a function of no arguments; gives what runs it again, and its results, which every such run overwrites"""
+
+
+@dataclass(frozen=True)
+class AccelerationConfig:
+    """Speed on a GPU."""
+
+    cuda_graphs: bool = False
+    """replay denoising chains and gradient steps as CUDA graphs; plain code, with a warning, where that fails"""
+    compile: bool = False
+    """compile the velocity network (torch.compile): minutes at the start, and slower than plain code on a CPU"""
+    bf16_encoder: bool = False
+    """encode pictures in bfloat16; only while the encoder is frozen, since log-probabilities need float32"""
+
+
+def capture_cuda(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """A CUDA graph of `function`, which is recorded, not run. RuntimeError where it does what a graph can't hold."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = function()
+    return graph.replay, results
+
+
+class Replayed:
+    """`function` of tensors, or of trees of them, as a graph for each set of shapes after `WARMUPS` plain calls.
+
+    What else `function` reads has to stay where it is and be changed in place. Results are copies, so they outlive the
+    next call.
+    """
+
+    def __init__(self, function: Callable[..., Any], capture: Capture = capture_cuda):
+        self.function = function
+        self.capture = capture
+        self.works = True
+        self.calls: Counter[Any] = Counter()
+        self.graphs: dict[Any, tuple[dict[str, Tensor], Callable[[], None], Any]] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        plain, tensors = trees.split(args)
+        shapes = tuple((place, value.shape, value.dtype) for place, value in tensors.items())
+        self.calls[shapes] += 1
+        if self.calls[shapes] > WARMUPS and shapes not in self.graphs and self.works:
+            self._capture(plain, tensors, shapes)
+        if shapes not in self.graphs:
+            return self.function(*args)
+        held, replay, results = self.graphs[shapes]
+        for place, value in tensors.items():
+            held[place].copy_(value)
+        replay()
+        return trees.copied(results)
+
+    def _capture(self, plain: Any, tensors: dict[str, Tensor], shapes: Any) -> None:
+        held = trees.copied(tensors)
+        try:
+            self.graphs[shapes] = held, *self.capture(lambda: self.function(*trees.join(plain, held)))
+        except RuntimeError as error:
+            self.works = False
+            warnings.warn(f"no CUDA graph of {self.function.__name__}, plain code goes on: {error}", stacklevel=3)
+
+
+def replayed(function: Callable[..., Any], config: AccelerationConfig, device: torch.device) -> Callable[..., Any]:
+    """`function` as CUDA graphs where they are asked for and there is a GPU, else itself."""
+    return Replayed(function) if config.cuda_graphs and device.type == "cuda" else function
