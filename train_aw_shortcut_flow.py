@@ -51,7 +51,7 @@ def main(config: Config) -> None:
     from reinflow.data.chunks import ChunkDataset
     from reinflow.data.demos import open_demos
     from reinflow.envs import make_env
-    from reinflow.offline_run import train_offline
+    from reinflow.offline_run import OfflineRun
     from reinflow.policies import build_policy
     from reinflow.run import Run
     from reinflow.videos import filming
@@ -90,7 +90,7 @@ def main(config: Config) -> None:
                 policy, config.bc, config.awr, config.critics, config.offline.total_iters
             )
             with filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed) as camera:
-                train_offline(
+                OfflineRun(
                     learner,
                     dataset.sample_transitions,
                     run,
@@ -100,7 +100,7 @@ def main(config: Config) -> None:
                     evaluate_first=checkpoint is not None,
                     critic_state=lambda: learner.critics.unscaled_value().state_dict(),
                     camera=camera,
-                )
+                ).train()
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def main(config: Config) -> None:
     from reinflow.algos.ppo import PPO
     from reinflow.checkpoint import load_checkpoint, load_state_
     from reinflow.envs import make_env
-    from reinflow.online_run import train_online
+    from reinflow.online_run import OnlineRun
     from reinflow.policies import build_policy
     from reinflow.run import Run
     from reinflow.videos import filming
@@ -93,7 +93,7 @@ def main(config: Config) -> None:
             camera = envs.enter_context(filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed))
             agent.accelerate_(config.acceleration)
             learner = PPO(agent, config.ppo, config.acceleration)
-            train_online(agent, learner, run, env, eval_env, config.online, config.evaluation, camera)
+            OnlineRun(agent, learner, run, env, eval_env, config.online, config.evaluation, camera).train()
 
 
 if __name__ == "__main__":

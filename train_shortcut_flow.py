@@ -43,7 +43,7 @@ def main(config: Config) -> None:
     from reinflow.data.chunks import ChunkDataset
     from reinflow.data.demos import open_demos
     from reinflow.envs import make_env
-    from reinflow.offline_run import train_offline
+    from reinflow.offline_run import OfflineRun
     from reinflow.policies import build_policy
     from reinflow.run import Run
     from reinflow.videos import filming
@@ -73,7 +73,7 @@ def main(config: Config) -> None:
             policy.fit_normalizers_(*dataset.statistics())
             learner = BehaviorCloning(policy, config.bc, config.offline.total_iters)
             with filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed) as camera:
-                train_offline(
+                OfflineRun(
                     learner,
                     dataset.sample,
                     run,
@@ -82,7 +82,7 @@ def main(config: Config) -> None:
                     config.evaluation,
                     evaluate_first=False,
                     camera=camera,
-                )
+                ).train()
 
 
 if __name__ == "__main__":

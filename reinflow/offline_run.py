@@ -21,70 +21,79 @@ from reinflow.types import ChunkEnv
 from reinflow.videos import Camera
 
 
-def train_offline(
-    learner: BehaviorCloning,
-    draw: Callable[[int, torch.Generator], Any],
-    run: Run,
-    env: ChunkEnv,
-    config: OfflineConfig,
-    evaluation: EvalConfig,
-    *,
-    evaluate_first: bool,
-    critic_state: Callable[[], dict[str, torch.Tensor]] | None = None,
-    camera: Camera | None = None,
-) -> None:
-    """Train `learner` on batches of `draw(batch_size, generator)`; what is evaluated and kept is its moving average.
+class OfflineRun:
+    """Trains `learner` on batches of `draw(batch_size, generator)`; its moving average is evaluated and kept."""
 
-    `evaluate_first` makes the policy that it starts from the first candidate for `best_model.pt`.
-    """
-    generator = torch.Generator(run.device).manual_seed(run.config.seed)
-    averaged = learner.ema.module
+    def __init__(
+        self,
+        learner: BehaviorCloning,
+        draw: Callable[[int, torch.Generator], Any],
+        run: Run,
+        env: ChunkEnv,
+        config: OfflineConfig,
+        evaluation: EvalConfig,
+        *,
+        evaluate_first: bool,
+        critic_state: Callable[[], dict[str, torch.Tensor]] | None = None,
+        camera: Camera | None = None,
+    ):
+        """`evaluate_first` makes the policy that it starts from the first candidate for `best_model.pt`.
 
-    def snapshot() -> Checkpoint:
+        `critic_state` gives the critic that goes with the best policy in the end.
+        """
+        self.learner = learner
+        self.draw = draw
+        self.run = run
+        self.env = env
+        self.config = config
+        self.critic_state = critic_state
+        self.state = OfflineState(evaluated=not evaluate_first)
+        self.batch_size = distributed.share(config.batch_size, "batch_size")
+        self.generator = torch.Generator(run.device).manual_seed(run.config.seed)
+        self.keeper = Keeper(run, env, evaluation, self.generator, self.snapshot, self.training, camera)
+
+    def train(self) -> None:
+        """To the end, from the start or from the state that the run resumes; goes back once where it diverges."""
+        with self.keeper.saving_when_interrupted(lambda: self.state.count):
+            if self.run.resumed:
+                self._go_back(self.keeper.restore())
+            else:
+                distributed.broadcast_(self.learner.state_dict())
+            while True:
+                try:
+                    self._go_on()
+                    break
+                except Diverged as problem:
+                    self._go_back(self.keeper.roll_back(problem))
+        if self.critic_state:
+            self.keeper.hand_over(self.critic_state())
+
+    def snapshot(self) -> Checkpoint:
+        averaged = self.learner.ema.module
         return Checkpoint(
             policy_spec=averaged.spec,
-            env_spec=env.spec,
+            env_spec=self.env.spec,
             policy_state=averaged.state_dict(),
-            critic_state=critic_state() if critic_state else None,
+            critic_state=self.critic_state() if self.critic_state else None,
         )
 
-    state = OfflineState(evaluated=not evaluate_first)
+    def training(self) -> dict[str, Any]:
+        """What a resume needs beside the snapshot."""
+        return {"learner": self.learner.state_dict(), "counters": asdict(self.state)}
 
-    def training() -> dict[str, Any]:
-        return {"learner": learner.state_dict(), "counters": asdict(state)}
-
-    keeper = Keeper(run, env, evaluation, generator, snapshot, training, camera)
-
-    def go_back(training: dict[str, Any]) -> None:
-        nonlocal state
-        with fitting(run.dir):
-            learner.load_state_dict(training["learner"])
-            state = OfflineState(**training["counters"])
-
-    batch_size = distributed.share(config.batch_size, "batch_size")
-
-    def train() -> None:
-        run.status(phase="offline")
+    def _go_on(self) -> None:
+        self.run.status(phase="offline")
         offline(
-            learner,
-            lambda: draw(batch_size, generator),
-            config,
-            run,
-            state=state,
-            on_eval=lambda count: keeper.evaluate(averaged, count),
-            on_save=keeper.save,
+            self.learner,
+            lambda: self.draw(self.batch_size, self.generator),
+            self.config,
+            self.run,
+            state=self.state,
+            on_eval=lambda count: self.keeper.evaluate(self.learner.ema.module, count),
+            on_save=self.keeper.save,
         )
 
-    with keeper.saving_when_interrupted(lambda: state.count):
-        if run.resumed:
-            go_back(keeper.restore())
-        else:
-            distributed.broadcast_(learner.state_dict())
-        while True:
-            try:
-                train()
-                break
-            except Diverged as problem:
-                go_back(keeper.roll_back(problem))
-    if critic_state:
-        keeper.hand_over(critic_state())
+    def _go_back(self, training: dict[str, Any]) -> None:
+        with fitting(self.run.dir):
+            self.learner.load_state_dict(training["learner"])
+            self.state = OfflineState(**training["counters"])

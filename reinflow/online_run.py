@@ -24,96 +24,103 @@ from reinflow.videos import Camera
 FEW_UPDATES = 20
 
 
-def train_online(
-    agent: ReinFlowAgent,
-    learner: PPO,
-    run: Run,
-    env: ChunkEnv,
-    eval_env: ChunkEnv,
-    config: OnPolicyConfig,
-    evaluation: EvalConfig,
-    camera: Camera | None = None,
-) -> None:
-    """Fine-tune `agent` in `env` for `config.total_timesteps`; evaluate without noise in `eval_env`."""
-    generator = torch.Generator(run.device).manual_seed(run.config.seed)
-    spec = agent.policy.spec
-    buffer = RolloutBuffer(
-        config.rollout_steps * env.num_envs,
-        None if agent.trains_encoder else spec.cond_dim,
-        spec.pred_horizon,
-        spec.action_dim,
-        agent.config.gamma,
-        agent.config.gae_lambda,
-        agent.actor.num_steps,
-        run.device,
-    )
-    state = OnPolicyState()
-    warn_of_few_updates(run, config, spec.act_horizon)
+class OnlineRun:
+    """Fine-tunes `agent` in `env` for `config.total_timesteps`; evaluates it without noise in `eval_env`."""
 
-    def snapshot() -> Checkpoint:
-        return Checkpoint(
-            policy_spec=spec,
-            env_spec=env.spec,
-            policy_state=agent.policy.state_dict(),
-            critic_state=agent.critic.state_dict(),
+    def __init__(
+        self,
+        agent: ReinFlowAgent,
+        learner: PPO,
+        run: Run,
+        env: ChunkEnv,
+        eval_env: ChunkEnv,
+        config: OnPolicyConfig,
+        evaluation: EvalConfig,
+        camera: Camera | None = None,
+    ):
+        self.agent = agent
+        self.learner = learner
+        self.run = run
+        self.env = env
+        self.config = config
+        self.state = OnPolicyState()
+        self.generator = torch.Generator(run.device).manual_seed(run.config.seed)
+        self.keeper = Keeper(run, eval_env, evaluation, self.generator, self.snapshot, self.training, camera)
+        spec = agent.policy.spec
+        self.buffer = RolloutBuffer(
+            config.rollout_steps * env.num_envs,
+            None if agent.trains_encoder else spec.cond_dim,
+            spec.pred_horizon,
+            spec.action_dim,
+            agent.config.gamma,
+            agent.config.gae_lambda,
+            agent.actor.num_steps,
+            run.device,
         )
 
-    def training() -> dict[str, Any]:
+    def train(self) -> None:
+        """To the end, from the start or from the state that the run resumes; goes back once where it diverges."""
+        warn_of_few_updates(self.run, self.config, self.agent.policy.spec.act_horizon)
+        with self.keeper.saving_when_interrupted():
+            obs = None
+            if self.run.resumed:
+                saved = self.keeper.restore()
+                self._go_back(saved)
+                obs = continued(self.env, saved["env"], self.run)
+            else:
+                distributed.broadcast_(self.agent.state_dict())
+            while True:
+                try:
+                    return self._go_on(obs)
+                except Diverged as problem:
+                    self._go_back(self.keeper.roll_back(problem))
+                    obs = None
+
+    def snapshot(self) -> Checkpoint:
+        return Checkpoint(
+            policy_spec=self.agent.policy.spec,
+            env_spec=self.env.spec,
+            policy_state=self.agent.policy.state_dict(),
+            critic_state=self.agent.critic.state_dict(),
+        )
+
+    def training(self) -> dict[str, Any]:
+        """What a resume needs beside the snapshot."""
         return {
-            "agent": agent.state_dict(),
-            "learner": learner.state_dict(),
-            "counters": asdict(state),
-            "env": None if distributed.active() else env.state(),
+            "agent": self.agent.state_dict(),
+            "learner": self.learner.state_dict(),
+            "counters": asdict(self.state),
+            "env": None if distributed.active() else self.env.state(),
         }
 
-    keeper = Keeper(run, eval_env, evaluation, generator, snapshot, training, camera)
-
-    def on_eval(state: OnPolicyState) -> Metrics:
-        metrics = keeper.evaluate(agent.policy, state.env_steps)
-        if metrics and metrics["eval/success_once"] < keeper.first - 0.1:
-            run.alarm(
-                f"success fell below the pretrained {keeper.first:.2f}: lower --lr or raise --critic_warmup_steps"
-            )
-        return metrics
-
-    def go_back(training: dict[str, Any]) -> None:
-        nonlocal state
-        with fitting(run.dir):
-            load_state_(agent, training["agent"], "the agent")
-            learner.load_state_dict(training["learner"])
-            state = OnPolicyState(**training["counters"])
-
-    def train(obs: Obs) -> None:
+    def _go_on(self, obs: Obs | None) -> None:
         on_policy(
-            agent,
-            learner,
-            env,
-            obs,
-            buffer,
-            config,
-            run,
-            state=state,
-            generator=generator,
-            on_eval=on_eval,
-            on_mark=lambda state: keeper.mark(state.env_steps),
-            on_save=lambda state: keeper.save_mark(),
+            self.agent,
+            self.learner,
+            self.env,
+            self.env.reset(seed=self.run.config.seed + self.state.iteration) if obs is None else obs,
+            self.buffer,
+            self.config,
+            self.run,
+            state=self.state,
+            generator=self.generator,
+            on_eval=self._evaluate,
+            on_mark=lambda state: self.keeper.mark(state.env_steps),
+            on_save=lambda state: self.keeper.save_mark(),
         )
 
-    with keeper.saving_when_interrupted():
-        obs = None
-        if run.resumed:
-            saved = keeper.restore()
-            go_back(saved)
-            obs = continued(env, saved["env"], run)
-        else:
-            distributed.broadcast_(agent.state_dict())
-        while True:
-            try:
-                train(env.reset(seed=run.config.seed + state.iteration) if obs is None else obs)
-                return
-            except Diverged as problem:
-                go_back(keeper.roll_back(problem))
-                obs = None
+    def _go_back(self, training: dict[str, Any]) -> None:
+        with fitting(self.run.dir):
+            load_state_(self.agent, training["agent"], "the agent")
+            self.learner.load_state_dict(training["learner"])
+            self.state = OnPolicyState(**training["counters"])
+
+    def _evaluate(self, state: OnPolicyState) -> Metrics:
+        metrics = self.keeper.evaluate(self.agent.policy, state.env_steps)
+        first = self.keeper.first
+        if metrics and metrics["eval/success_once"] < first - 0.1:
+            self.run.alarm(f"success fell below the pretrained {first:.2f}: lower --lr or raise --critic_warmup_steps")
+        return metrics
 
 
 def continued(env: ChunkEnv, state: Any, run: Run) -> Obs | None:

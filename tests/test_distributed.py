@@ -35,7 +35,7 @@ from reinflow.errors import UserError
 from reinflow.evaluation import EvalConfig
 from reinflow.log import to_host
 from reinflow.loops import OfflineConfig, OnPolicyConfig, OnPolicyState, on_policy
-from reinflow.offline_run import train_offline
+from reinflow.offline_run import OfflineRun
 from reinflow.policies import PolicySpec, build_policy
 from reinflow.resumable import latest_training
 from reinflow.run import Run, RunConfig
@@ -146,10 +146,10 @@ def offline_run(folder: Path) -> None:
         learner, dataset = stage_2()
         env = make_env(EnvConfig("Toy-v0"), 2, SPEC.act_horizon, 1, gamma=0.97)
         evaluation = EvalConfig(num_eval_envs=2, num_eval_episodes=2)
-        train_offline(
+        OfflineRun(
             learner, dataset.sample_transitions, run, env, config, evaluation, evaluate_first=True,
             critic_state=lambda: learner.critics.unscaled_value().state_dict(),
-        )  # fmt: skip
+        ).train()  # fmt: skip
 
 
 def small_things() -> dict[str, Any]:
