@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._compare import Variant, compare, parser, report
+from benchmarks._straightforward import LoopedChunks
 from reinflow.envs.wrappers import ActionChunk
 from reinflow.types import EnvSpec, StepResult
 
@@ -46,42 +47,6 @@ class Counter:
         """Nothing to release."""
 
 
-class Looped:
-    """The straightforward executor: lists per env, every number read on its own."""
-
-    def __init__(self, env: Counter, act_horizon: int, obs_horizon: int):
-        self.env, self.act_horizon, self.obs_horizon = env, act_horizon, obs_horizon
-
-    def reset(self) -> None:
-        frame = self.env.reset()["state"]
-        self.history = [[row] * self.obs_horizon for row in frame]
-        self.returns, self.lengths = [0.0] * self.env.num_envs, [0] * self.env.num_envs
-
-    def step_chunk(self, actions: Tensor) -> dict[str, Tensor]:
-        count = self.env.num_envs
-        rewards, executed, ended = [0.0] * count, [0] * count, [False] * count
-        for index in range(self.act_horizon):
-            step = self.env.step(actions[:, index])
-            for i in range(count):
-                if ended[i]:
-                    continue
-                reward = step.reward[i].item()
-                rewards[i] += GAMMA**index * reward
-                executed[i] += 1
-                self.returns[i] += reward
-                self.lengths[i] += 1
-                self.history[i] = [*self.history[i][1:], step.obs["state"][i]]
-                ended[i] = bool(step.terminated[i]) or self.lengths[i] >= LIMIT
-        returns = torch.tensor(self.returns)
-        for i in range(count):
-            if ended[i]:
-                fresh = self.env.reset(env_idx=torch.tensor([i]))["state"][i]
-                self.history[i] = [fresh] * self.obs_horizon
-                self.returns[i], self.lengths[i] = 0.0, 0
-        obs = torch.stack([torch.stack(frames) for frames in self.history])
-        return {"obs": obs, "reward": torch.tensor(rewards), "executed": torch.tensor(executed), "return": returns}
-
-
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--num_envs", type=int, nargs="+", default=[256], help="envs")
@@ -91,22 +56,22 @@ def main() -> None:
     comparisons = []
     for count in args.num_envs:
         actions = torch.zeros(count, args.act_horizon, ACTION_DIM)
-        looped, chunked = (
-            Looped(Counter(count), args.act_horizon, 2),
-            ActionChunk(Counter(count), args.act_horizon, 2, GAMMA),
-        )
-        looped.reset()
-        chunked.reset()
+        chunk = (args.act_horizon, 2, GAMMA)
+        variants = []
+        for name, kind in (("loop over envs", LoopedChunks), ("tensors", ActionChunk)):
+            env = kind(Counter(count), *chunk)
+            env.reset()
 
-        def in_tensors(chunked=chunked, actions=actions) -> dict[str, Tensor]:
-            step = chunked.step_chunk(actions)
-            names = {"obs": step.obs["state"], "reward": step.reward, "executed": step.executed}
-            return {**names, "return": step.episode.return_}
+            def run(env=env, actions=actions) -> dict[str, Tensor]:
+                step = env.step_chunk(actions)
+                flags = {
+                    name: getattr(step, name).float() for name in ("executed", "terminated", "truncated", "broken")
+                }
+                episode = {name: value.float() for name, value in vars(step.episode).items()}
+                frames = {"obs": step.obs["state"], "final_obs": step.final_obs["state"]}
+                return {**frames, "reward": step.reward, **flags, **episode}
 
-        def in_python(looped=looped, actions=actions) -> dict[str, Tensor]:
-            return looped.step_chunk(actions)
-
-        variants = [Variant("loop over envs", in_python), Variant("tensors", in_tensors)]
+            variants.append(Variant(name, run))
         case = f"{count} envs, chunks of {args.act_horizon}"
         comparisons.append(compare(case, variants, args.rounds, tolerance=1e-4))
     report("bookkeeping", args, comparisons)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks._agents import conditions, make_agent, two_pass_sample
+from benchmarks._agents import conditions, make_agent
 from benchmarks._compare import Variant, compare, parser, report
+from benchmarks._straightforward import two_passes
+from reinflow.policies.chain import draws
 from reinflow.types import Chain
 
 
@@ -29,10 +31,11 @@ def main() -> None:
                 return results(agent.get_action(cond, generator.manual_seed(0)))
 
             @torch.no_grad()
-            def two_passes(agent=agent, cond=cond, generator=generator) -> dict[str, torch.Tensor]:
-                return results(two_pass_sample(agent, cond, generator.manual_seed(0)))
+            def drawn_and_scored(agent=agent, cond=cond, generator=generator) -> dict[str, torch.Tensor]:
+                noise = draws(agent.actor, cond, generator.manual_seed(0))
+                return results(Chain(*two_passes(agent, cond, *noise)))
 
-            variants = [Variant("two passes", two_passes), Variant("one pass", one_pass)]
+            variants = [Variant("two passes", drawn_and_scored), Variant("one pass", one_pass)]
             comparisons.append(compare(f"{net}, {rows} envs, K = {args.k}", variants, args.rounds, tolerance=5e-2))
     report("sampler", args, comparisons)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks._agents import conditions, looped_moments, make_agent
+from benchmarks._agents import conditions, make_agent
 from benchmarks._compare import Variant, compare, parser, report
+from benchmarks._straightforward import looped_moments
 from reinflow.policies.chain import chain_log_prob, chain_moments
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.memory import held_by_loss
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO, PPOConfig
 from reinflow.algos.rollout import RolloutBuffer
@@ -127,6 +128,12 @@ def test_a_gradient_step_of_the_mlp_stays_in_its_budget():
     agent = make_agent()
     learner, rows = PPO(agent, agent.config), filled(agent).flat()
     assert watched(lambda: learner.step(rows)).total <= 370
+
+
+def test_the_memory_of_a_gradient_step_is_linear_in_its_rows_and_stays_in_its_budget():
+    few, some, many = (held_by_loss("mlp", 8, rows, 4) for rows in (32, 64, 128))
+    assert many - some == pytest.approx(2 * (some - few), rel=0.01)
+    assert (many - some) / 64 <= 76_000  # measured: 73,772 bytes per row
 
 
 @torch.no_grad()
