@@ -142,4 +142,4 @@ def save(benchmark: str, args: argparse.Namespace, rows: list[dict[str, Any]]) -
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     content = {"benchmark": benchmark, "settings": settings, "rows": rows, "machine": {**fingerprint(), "gpu": gpu}}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(content, indent=1) + "\n")
+    args.out.write_text(json.dumps(content, indent=1, default=str) + "\n")
