@@ -73,9 +73,8 @@ def main() -> None:
         pairs = [(ours.seconds(case, repeats), theirs.seconds(case, repeats)) for _ in range(args.rounds)]
         ratios = [slow / fast for fast, slow in pairs]
         middle = [1e3 * statistics.median(times) for times in zip(*pairs, strict=True)]
-        print(
-            f"{case}: the peer takes {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) x our time"
-        )
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        print(f"{case}: the peer takes {statistics.median(ratios):.2f} ({spread}) x our time")
         print(f"{case}: ours {middle[0]:.2f} ms, peer {middle[1]:.2f} ms")
         seconds = dict(zip(("ours", "peer"), map(list, zip(*pairs, strict=True)), strict=True))
         rows.append({"case": case, "ratio": ratios, "seconds": seconds})
