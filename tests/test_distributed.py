@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +21,9 @@ from reinflow.agent import ReinFlowAgent
 from reinflow.algos.awr import AdvantageWeightedRegression, AWRConfig
 from reinflow.algos.bc import BCConfig
 from reinflow.algos.critics import CriticConfig
+from reinflow.algos.guard import StepGuard
 from reinflow.algos.ppo import PPO, PPOConfig
 from reinflow.algos.rollout import RolloutBuffer
-from reinflow.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from reinflow.data.chunks import ChunkDataset
 from reinflow.data.demos import Demos, Trajectory
 from reinflow.envs import EnvConfig, make_env
@@ -39,13 +36,8 @@ from reinflow.offline_run import OfflineRun
 from reinflow.policies import PolicySpec, build_policy
 from reinflow.resumable import latest_training
 from reinflow.run import Run, RunConfig
+from tests.faults.ranks import ROOT, SPEC, TRAIN, toy_run, two_processes
 
-ROOT = Path(__file__).resolve().parents[1]
-TRAIN = str(ROOT / "train_online_finetune.py")
-SPEC = PolicySpec(
-    net="mlp", state_dim=3, action_dim=2, obs_horizon=1, act_horizon=4, pred_horizon=4, num_inference_steps=2,
-    mlp_hidden_dim=32, mlp_depth=1,
-)  # fmt: skip
 NUM_ENVS, DECISIONS = 8, 6
 UNEVEN = ([1.0, 2.0, 3.0], [10.0, 14.0])
 """values of two processes"""
@@ -152,6 +144,18 @@ def offline_run(folder: Path) -> None:
         ).train()  # fmt: skip
 
 
+def guarded(first_losses: tuple[float, float]) -> tuple[list[float], float]:
+    """Weights after a step whose loss is this process's of `first_losses`, and after a good one; skipped steps."""
+    weight, guard = torch.nn.Parameter(torch.ones(())), StepGuard()
+    optimizer = torch.optim.Adam([weight], lr=0.1, fused=True)
+    weights = []
+    for loss in (first_losses[distributed.rank()], 1.0):
+        weight.grad = torch.ones(())
+        guard.step(torch.tensor(loss), [(optimizer, torch.tensor(1.0))])
+        weights.append(weight.item())
+    return weights, float(guard.skipped)
+
+
 def small_things() -> dict[str, Any]:
     rank = distributed.rank()
     own = torch.tensor(UNEVEN[rank])
@@ -168,6 +172,7 @@ def small_things() -> dict[str, Any]:
         "gradients": [half.grad.tolist() for half in halves],
         "averaged": {name: float(value) for name, value in averaged.items()},
         "largest": float(distributed.largest(torch.tensor(float(rank)))),
+        "guarded": guarded((1.0, float("nan"))),
         "seed": distributed.own_seed(7),
         "share": distributed.share(6, "num_envs"),
     }  # fmt: skip
@@ -182,24 +187,6 @@ def take_part(folder: Path) -> None:
 
 
 # ---- what comes of it -----------------------------------------------------------------------------------------------
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
-
-
-def two_processes(*words: str, folder: Path | None = None) -> list[subprocess.Popen[str]]:
-    """As torchrun would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    return [
-        subprocess.Popen(
-            [sys.executable, *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder,
-            env=environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
-        )
-        for rank in range(2)
-    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +212,8 @@ def test_what_processes_share_by_hand(pair):
     assert first["averaged"] == second["averaged"] == {"kl": 1.0}
     assert first["largest"] == second["largest"] == 1.0
     assert (first["share"], second["share"]) == (3, 3)
+    # the NaN of one process keeps both from stepping; Adam's first step is the learning rate, .1
+    assert first["guarded"] == second["guarded"] == (pytest.approx([1.0, 0.9]), 1.0)
     assert (first["seed"], second["seed"]) == (7, 7 + distributed.SEED_STRIDE)
 
 
@@ -297,87 +286,7 @@ def test_every_process_sees_its_own_gpu_alone(monkeypatch, visible, local, own):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == own
 
 
-# ---- the scripts under torchrun -------------------------------------------------------------------------------------
-
-
-def torchrun(folder: Path, *words: str, restarts: int = 0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["--max_restarts", str(restarts), TRAIN, *words]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def toy_run(folder: Path, iterations: int) -> list[str]:
-    env = make_env(EnvConfig("Toy-v0"), 1, act_horizon=4, obs_horizon=1, gamma=1.0)
-    save_checkpoint(folder / "toy.pt", Checkpoint(SPEC, env.spec, build_policy(SPEC).state_dict()))
-    sizes = {"num_envs": 4, "rollout_steps": 4, "minibatch_size": 8, "num_eval_envs": 2, "num_eval_episodes": 2}
-    sizes |= {
-        "total_timesteps": iterations * 64,
-        "ppo_epochs": 1,
-        "critic_warmup_steps": 0,
-        "eval_freq": 0,
-        "save_freq": 2,
-    }
-    words = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
-    return ["--pretrained_path", "toy.pt", "--exp_name", "run", *words]
-
-
-def processes_of(folder: Path) -> list[int]:
-    """The training processes that run in `folder`, without torchrun itself, the first one first."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            command = (entry / "cmdline").read_bytes()
-            values = dict(pair.split(b"=", 1) for pair in (entry / "environ").read_bytes().split(b"\0") if b"=" in pair)
-            here = (entry / "cwd").resolve() == folder.resolve()
-        except (OSError, ValueError):
-            continue
-        if here and b"RANK" in values and b"train_online" in command:
-            found.append((int(values[b"RANK"]), int(entry.name)))
-    return [pid for _, pid in sorted(found)]
-
-
-def wait_for(condition: Any, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def status(folder: Path) -> dict[str, Any]:
-    path = folder / "runs/run/status.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def test_torchrun_makes_one_run_and_goes_on_from_its_checkpoint_when_a_process_is_killed(tmp_path):
-    job = torchrun(tmp_path, *toy_run(tmp_path, iterations=30), restarts=1)
-    wait_for(lambda: any((tmp_path / "runs").glob("run/checkpoints/step_*")), 60)
-    victim = processes_of(tmp_path)[1]
-    os.kill(victim, signal.SIGKILL)
-    output, _ = job.communicate(timeout=60)
-    assert job.returncode == 0, output
-    final = status(tmp_path)
-    assert (final["state"], final["step"]) == ("done", 30 * 64)
-    lines = [json.loads(line) for line in (tmp_path / "runs/run/metrics.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in lines if "losses/value_loss" in line]
-    assert steps == [64 * (index + 1) for index in range(30)]  # every iteration once, although one process died
-    assert len(json.loads((tmp_path / "runs/run/config.json").read_text())["earlier"]) == 1  # it was resumed once
-    randomness = latest_training(tmp_path / "runs/run").training["randomness"]
-    assert not torch.equal(randomness[0]["generator"], randomness[1]["generator"])
-    load_checkpoint(tmp_path / "runs/run")
-
-
-def test_a_process_whose_partner_is_killed_ends_within_a_minute_and_says_why(tmp_path):
-    first, second = two_processes(TRAIN, *toy_run(tmp_path, iterations=100_000), folder=tmp_path)
-    wait_for(lambda: status(tmp_path).get("step", 0) > 0, 60)
-    second.kill()
-    began = time.monotonic()
-    output, _ = first.communicate(timeout=60)
-    assert first.returncode == 1
-    assert time.monotonic() - began < 60
-    assert "another process of this run ended" in output
-    assert (status(tmp_path)["state"], "another process" in status(tmp_path)["error"]) == ("failed", True)
+# ---- processes that go wrong ------------------------------------------------------------------------------------
 
 
 def test_a_mistake_ends_all_processes_with_one_sentence(tmp_path):

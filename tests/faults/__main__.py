@@ -43,8 +43,6 @@ def main(config: Config) -> None:
 
 def one(fault: Fault, full: bool) -> tuple[str, str, float]:
     """Verdict, what was measured, and seconds."""
-    if fault.inject is None:
-        return "none", "tested in `tests/test_distributed.py`", 0.0
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix=f"fault-{fault.number}-") as folder:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults import disk, inputs, processes, stopping, tracking, values
+from tests.faults import disk, inputs, processes, ranks, stopping, tracking, values
 
 Inject = Callable[[Path, bool], str]
 """(empty folder, whether with the full numbers) -> what was measured; AssertionError where a promise was broken"""
@@ -18,8 +18,7 @@ class Fault:
 
     number: str
     injection: str
-    inject: Inject | None
-    """None where nothing exists yet that could fail"""
+    inject: Inject
 
 
 FAULTS = [
@@ -35,7 +34,7 @@ FAULTS = [
     Fault("F10", "resume of another run", inputs.resumes),
     Fault("F11", "trackers that stall, raise or never start", tracking.tracking),
     Fault("F12", "two trainers in one directory", processes.two_trainers),
-    Fault("F13", "a rank of several killed or stopped", None),  # tests/test_distributed.py
+    Fault("F13", "a rank of several killed or stopped", ranks.ranks),
     Fault("F14", "sweep drivers and jobs killed", processes.sweeps),
     Fault("F15", "thousands of iterations: memory and open files", stopping.endurance),
     Fault("F16", "save, load, save of random states", disk.round_trips),
