@@ -36,6 +36,8 @@ BEAT_SECONDS = 3.0
 LOST_SECONDS = 45.0
 """a process that gave no sign of life for so long is lost"""
 
+MEETING_PLACE = "the process that all meet at"
+
 
 # ---- who takes part -------------------------------------------------------------------------------------------------
 
@@ -323,19 +325,23 @@ class Watch(threading.Thread):
         self.beats = 0
         self.seen: dict[int, tuple[bytes, float]] = {}
         """last beat of every other process, and when it was new"""
+        self.answered = time.monotonic()
+        """when the store last answered; the process that holds it may hang, too, and calls to it then never return"""
 
     @classmethod
     def begin(cls, store: dist.Store) -> None:
         cls.current = cls(store)
         cls.current.beat()
         meet()  # everyone has a beat to read
+        cls.current.answered = time.monotonic()
         cls.current.start()
+        threading.Thread(target=cls.current.watch_the_store, name="watch the store", daemon=True).start()
 
     @classmethod
     def end(cls) -> None:
         if cls.current is not None:
             cls.current.stopped.set()
-            cls.current.join()
+            cls.current.join(LOST_SECONDS)
             cls.current, cls.on_lost = None, None
 
     def run(self) -> None:
@@ -343,10 +349,19 @@ class Watch(threading.Thread):
             try:
                 self.beat()
                 lost = self.lost()
+                self.answered = time.monotonic()
             except RuntimeError:
-                lost = ["the process that all meet at"]
-            if lost and not self.stopped.is_set():
-                self.give_up(f"no sign of life from {', '.join(lost)} of this run: it ended, hangs or lost its network")
+                lost = [MEETING_PLACE]
+            self.give_up_on(lost)
+
+    def watch_the_store(self) -> None:
+        while not self.stopped.wait(BEAT_SECONDS):
+            if time.monotonic() - self.answered > LOST_SECONDS:
+                self.give_up_on([MEETING_PLACE])
+
+    def give_up_on(self, lost: list[str]) -> None:
+        if lost and not self.stopped.is_set():
+            self.give_up(f"no sign of life from {', '.join(lost)} of this run: it ended, hangs or lost its network")
 
     def beat(self) -> None:
         self.beats += 1

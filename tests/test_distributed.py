@@ -299,7 +299,7 @@ def test_a_mistake_ends_all_processes_with_one_sentence(tmp_path):
 
 
 HANGS = """
-import sys, time
+import os, signal, sys, time
 sys.path.insert(0, {root!r})
 import torch
 from reinflow import distributed
@@ -307,22 +307,24 @@ distributed.BEAT_SECONDS, distributed.LOST_SECONDS = 0.2, 2.0
 distributed.join(cuda=False)
 distributed.Watch.on_lost = lambda reason: print("told", flush=True)
 print("joined", flush=True)
-if distributed.rank() == 1:
+if distributed.rank() == {victim}:
     time.sleep(600)
 distributed.mean(torch.zeros(1))
 """
 
 
-def test_a_process_that_hangs_is_noticed_by_the_others(tmp_path):
-    (tmp_path / "hangs.py").write_text(HANGS.format(root=str(ROOT)))
-    first, second = two_processes(str(tmp_path / "hangs.py"))
-    assert second.stdout.readline() == "joined\n"
-    os.kill(second.pid, signal.SIGSTOP)
-    output, _ = first.communicate(timeout=30)
-    second.kill()
-    assert first.returncode == 1
+@pytest.mark.parametrize(("victim", "named"), [(1, "process 1"), (0, distributed.MEETING_PLACE)])
+def test_a_process_that_hangs_is_noticed_by_the_others(tmp_path, victim, named):
+    (tmp_path / "hangs.py").write_text(HANGS.format(root=str(ROOT), victim=victim))
+    both = two_processes(str(tmp_path / "hangs.py"))
+    for process in both:
+        assert process.stdout.readline() == "joined\n"
+    os.kill(both[victim].pid, signal.SIGSTOP)
+    output, _ = both[1 - victim].communicate(timeout=30)
+    both[victim].kill()
+    assert both[1 - victim].returncode == 1
     assert "told" in output
-    assert "error: no sign of life from process 1 of this run" in output
+    assert f"error: no sign of life from {named} of this run" in output
 
 
 if __name__ == "__main__":

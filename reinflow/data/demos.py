@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reinflow.data.config import DemoConfig, demo_file_name
+from reinflow.data.hdf5 import reading, refuse_impossible_size
 from reinflow.data.pictures import PictureFile, find_pictures
 from reinflow.errors import UserError
 from reinflow.files import read_json
@@ -22,8 +23,6 @@ LENGTH_PERCENTILE = 95
 UNIT_MODES = ("pd_ee_delta_pose", "pd_ee_delta_pos", "pd_joint_delta_pos")
 """control modes whose actions lie in [-1, 1]"""
 ACTION_SLACK = 1e-4
-MOST_COMPRESSION = 1032
-"""no deflated data is larger than so many times its file"""
 
 
 @dataclass
@@ -219,29 +218,19 @@ def read_trajectories(
     import h5py
 
     size = path.stat().st_size
-    try:
-        with h5py.File(path, "r") as file:
-            names = sorted((n for n in file if re.fullmatch(r"traj_\d{1,9}", n)), key=lambda n: int(n[len("traj_") :]))
-            if not names:
-                raise UserError(f"{path} holds no trajectory: collect the demonstrations again")
-            if num_demos is not None and num_demos > len(names):
-                raise UserError(
-                    f"{path} holds {len(names)} trajectories, not the {num_demos} of --num_demos: collect more"
-                )
-            trajectories = []
-            for name in names[:num_demos]:
-                where = f"{path}, {name}"
-                trajectory = read_trajectory(file[name], where, need_rewards, control_mode, size)
-                if pictures:
-                    trajectory.pictures = find_pictures(path, file[name], where, len(trajectory.obs))
-                trajectories.append(trajectory)
-    except UserError:
-        raise
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise UserError(
-            f"{path} is cut short, damaged or not an HDF5 file ({reason}): copy it again or collect it again"
-        ) from None
+    with reading(path), h5py.File(path, "r") as file:
+        names = sorted((n for n in file if re.fullmatch(r"traj_\d{1,9}", n)), key=lambda n: int(n[len("traj_") :]))
+        if not names:
+            raise UserError(f"{path} holds no trajectory: collect the demonstrations again")
+        if num_demos is not None and num_demos > len(names):
+            raise UserError(f"{path} holds {len(names)} trajectories, not the {num_demos} of --num_demos: collect more")
+        trajectories = []
+        for name in names[:num_demos]:
+            where = f"{path}, {name}"
+            trajectory = read_trajectory(file[name], where, need_rewards, control_mode, size)
+            if pictures:
+                trajectory.pictures = find_pictures(path, file[name], where, len(trajectory.obs), size)
+            trajectories.append(trajectory)
     first = trajectories[0]
     for name, trajectory in zip(names, trajectories, strict=False):
         if (trajectory.obs.shape[1], trajectory.actions.shape[1]) != (first.obs.shape[1], first.actions.shape[1]):
@@ -260,10 +249,7 @@ def read_trajectory(group: Any, where: str, need_rewards: bool, control_mode: st
         stored = group[name]
         if stored.dtype.kind not in "fiub":
             raise UserError(f"{where}, {name} holds {stored.dtype}, not numbers: collect the demonstrations again")
-        if stored.nbytes > MOST_COMPRESSION * size:
-            raise UserError(
-                f"{where}, {name} claims {stored.nbytes:,} bytes in a file of {size:,}: the file is damaged"
-            )
+        refuse_impossible_size(stored, f"{where}, {name}", size)
         value = np.asarray(stored)
         return torch.from_numpy(value.astype(dtype))
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from reinflow.data.hdf5 import reading, refuse_impossible_size
 from reinflow.errors import UserError
 from reinflow.types import ImageSpec
 
@@ -43,8 +44,8 @@ class PictureFile:
         return pixels * (3 * self.spec.rgb + 2 * self.spec.depth)
 
 
-def find_pictures(path: Path, group: Any, where: str, frames: int) -> PictureFile:
-    """The pictures of a recorded trajectory, checked without reading them.
+def find_pictures(path: Path, group: Any, where: str, frames: int, size: int) -> PictureFile:
+    """The pictures of a recorded trajectory in a file of `size` bytes, checked without reading them.
 
     UserError names what is missing, or of another size, number or type than the rest.
     """
@@ -64,6 +65,7 @@ def find_pictures(path: Path, group: Any, where: str, frames: int) -> PictureFil
                     f"{where}, {name} of {camera} is {dtype} {shape}, not {np.dtype(wanted)} "
                     f"({frames}, height, width, {channels}): record the file again"
                 )
+            refuse_impossible_size(textures[name], f"{where}, {name} of {camera}", size)
             sizes.add(shape[1:3])
     if len(sizes) > 1:
         raise UserError(f"{where} has pictures of several sizes {sorted(sizes)}: record all cameras in one")
@@ -100,7 +102,7 @@ class HeldPictures:
             name: torch.empty(picture_shape(spec, name, count), dtype=torch_dtype(name)) for name in spec.names
         }
         first = 0
-        with h5py.File(files[0].path, "r") as file:
+        with reading(files[0].path), h5py.File(files[0].path, "r") as file:
             for pictures in files:
                 mine = slice(first, first + pictures.frames)
                 for name, tensor in self.tensors.items():
@@ -121,7 +123,8 @@ class StreamedPictures:
 
         self.files = list(files)
         self.device = device
-        self.file = h5py.File(files[0].path, "r")
+        with reading(files[0].path):
+            self.file = h5py.File(files[0].path, "r")
         self.firsts = np.cumsum([0, *(file.frames for file in files)])
 
     def gather(self, rows: Int[Tensor, "b o"]) -> dict[str, Tensor]:
@@ -129,12 +132,13 @@ class StreamedPictures:
         spec = self.files[0].spec
         read = {name: np.empty(picture_shape(spec, name, len(wanted)), DTYPES[name][0]) for name in spec.names}
         owners = np.searchsorted(self.firsts, wanted, side="right") - 1
-        for owner in np.unique(owners):
-            mine = np.flatnonzero(owners == owner)
-            for name, frames in read.items():
-                for view, dataset in enumerate(self.files[owner].datasets(self.file, name)):
-                    for target, row in zip(mine, wanted[mine] - self.firsts[owner], strict=True):
-                        dataset.read_direct(frames, np.s_[row], np.s_[target, view])
+        with reading(self.files[0].path):
+            for owner in np.unique(owners):
+                mine = np.flatnonzero(owners == owner)
+                for name, frames in read.items():
+                    for view, dataset in enumerate(self.files[owner].datasets(self.file, name)):
+                        for target, row in zip(mine, wanted[mine] - self.firsts[owner], strict=True):
+                            dataset.read_direct(frames, np.s_[row], np.s_[target, view])
         index = torch.from_numpy(place.reshape(rows.shape))
         return {name: torch.from_numpy(frames)[index].to(self.device) for name, frames in read.items()}
 

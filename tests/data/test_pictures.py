@@ -77,6 +77,19 @@ def test_states_beside_pictures_are_flattened_in_the_order_of_the_recording(tmp_
 
 
 @pytest.mark.parametrize("max_gb", [1.0, 0.0], ids=["held", "streamed"])
+def test_a_damaged_picture_is_one_sentence(tmp_path: Path, max_gb: float):
+    path = written(tmp_path)
+    with h5py.File(path, "r") as file:
+        chunk = file["traj_1/obs/sensor_data/hand/rgb"].id.get_chunk_info(0)
+    damaged = bytearray(path.read_bytes())
+    damaged[chunk.byte_offset : chunk.byte_offset + chunk.size] = b"\xff" * chunk.size
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"trajectory.h5 is cut short, damaged"):
+        dataset = ChunkDataset(loaded(path), 2, 2, 4, gamma=0.97, max_picture_gb=max_gb)
+        dataset.window(torch.arange(len(dataset)))
+
+
+@pytest.mark.parametrize("max_gb", [1.0, 0.0], ids=["held", "streamed"])
 def test_a_window_shows_the_pictures_of_its_frames(tmp_path: Path, max_gb: float):
     data = ChunkDataset(
         loaded(written(tmp_path)), obs_horizon=2, pred_horizon=4, act_horizon=2, gamma=1.0, max_picture_gb=max_gb

@@ -22,6 +22,7 @@ import torch
 
 from reinflow.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from reinflow.cli import run_script
+from reinflow.data.chunks import ChunkDataset
 from reinflow.data.demos import load_demos
 from reinflow.envs.synthetic import SyntheticEnv
 from reinflow.errors import UserError
@@ -30,6 +31,7 @@ from reinflow.foreign import main as convert
 from reinflow.policies import PolicyConfig, build_policy
 from reinflow.resumable import states
 from reinflow.sealed import seal, unseal
+from tests.data.test_pictures import written
 from tests.faults.fuzz import fuzz
 from tests.faults.runs import prepared
 from tests.small import SCRIPTS, demo_file, flags, run_stage
@@ -116,9 +118,21 @@ def demonstrations(folder: Path, full: bool) -> str:
     path = demo_file(folder, 2)
     arrays = fuzz(path, lambda file: load_demos(file, need_rewards=True), count)
     beside = fuzz(path.with_suffix(".json"), lambda _: load_demos(path, need_rewards=True), count // 10)
+    (folder / "pictures").mkdir()
+    pictures = fuzz(written(folder / "pictures"), read_pictures, count)
     return (
-        f"{len(DEMOS)} kinds: a sentence and exit code 2 each; {count} mutated files: {arrays}; descriptions: {beside}"
+        f"{len(DEMOS)} kinds: a sentence and exit code 2 each; {count} mutated files: {arrays}; "
+        f"descriptions: {beside}; {count} with pictures: {pictures}"
     )
+
+
+def read_pictures(path: Path) -> None:
+    """Load demonstrations with pictures and look at every frame, held in memory and streamed."""
+    demos = load_demos(path, obs_mode="rgb+depth")
+    for max_gb in (1.0, 0.0):
+        with contextlib.redirect_stdout(io.StringIO()):
+            dataset = ChunkDataset(demos, 2, 2, 4, gamma=0.97, max_picture_gb=max_gb)
+        dataset.window(torch.arange(len(dataset)))
 
 
 # ---- F9 ----------------------------------------------------------------------------------------------------------
