@@ -36,7 +36,7 @@ BEAT_SECONDS = 3.0
 LOST_SECONDS = 45.0
 """a process that gave no sign of life for so long is lost"""
 
-MEETING_PLACE = "the process that all meet at"
+MEETING_PLACE = "the meeting point (process 0 or torchrun)"
 
 
 # ---- who takes part -------------------------------------------------------------------------------------------------

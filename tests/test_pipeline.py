@@ -113,24 +113,35 @@ def test_stage_2_hands_over_its_trained_value_whichever_policy_was_the_best(pass
         assert torch.equal(value, last.critic_state[name])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_in_the_middle_of_a_maniskill_run_changes_nothing_but_the_time(passed: Path, number: int):
-    words = [
-        *["train_online_finetune.py", "--pretrained_path", "runs/shortcut_flow-PickCube-v1-seed0", "--num_envs", "4"],
-        *["--rollout_steps", "3", "--total_timesteps", "240", "--minibatch_size", "6", "--save_freq", "2"],
-        *["--num_workers", "1", *SHORT_EVAL],
-    ]
-    if not (passed / "runs" / "whole").exists():
-        succeed(passed, *words, "--exp_name", "whole")
-    name = f"stopped{number}"
+LONGER = ["--total_iters", "60", "--batch_size", "16", "--log_freq", "5", "--eval_freq", "20", "--save_freq", "20"]
+CLONED = ["--pretrained_path", "runs/shortcut_flow-PickCube-v1-seed0"]
+STOPPED = {
+    "stage 1": (signal.SIGTERM, ["train_shortcut_flow.py", *LONGER, *SHORT_EVAL, *SMALL_NET]),
+    "stage 2": (signal.SIGUSR1, ["train_aw_shortcut_flow.py", *CLONED, *LONGER, *SHORT_EVAL]),
+    "stage 3": (
+        signal.SIGTERM,
+        [
+            *["train_online_finetune.py", *CLONED, "--num_envs", "4", "--rollout_steps", "3", "--minibatch_size", "6"],
+            *["--total_timesteps", "240", "--save_freq", "2", *SHORT_EVAL],
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STOPPED)
+def test_a_signal_in_the_middle_of_a_maniskill_run_changes_nothing_but_the_time(passed: Path, case: str):
+    number, words = STOPPED[case]
+    words = [*words, "--num_workers", "1"]
+    succeed(passed, *words, "--exp_name", f"{case} whole")
+    name = f"{case} stopped"
     with start(passed, *words, "--exp_name", name) as stopped:
-        while '"charts/iteration": 2' not in text(passed / "runs" / name / "metrics.jsonl"):
+        while text(passed / "runs" / name / "metrics.jsonl").count("losses/") < 2:
             assert stopped.poll() is None
-            time.sleep(0.02)
+            time.sleep(0.01)
         stopped.send_signal(number)
         assert stopped.wait(60) == {signal.SIGTERM: 143, signal.SIGUSR1: 85}[number]
     succeed(passed, words[0], "--resume", f"runs/{name}")
-    whole, resumed = (split(latest_training(passed / "runs" / run).training)[1] for run in ("whole", name))
+    whole, resumed = (split(latest_training(passed / "runs" / run).training)[1] for run in (f"{case} whole", name))
     assert [place for place in whole if not torch.equal(whole[place], resumed[place])] == []
 
 

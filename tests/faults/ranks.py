@@ -62,7 +62,7 @@ def end(folder: Path, number: signal.Signals, victim: int) -> float:
         for process in both:
             process.kill()
             process.wait()
-    said = "another process of this run ended" if number == signal.SIGKILL else "no sign of life from process"
+    said = "another process of this run ended" if number == signal.SIGKILL else "no sign of life from"
     assert said in output, output
     if victim == 1:  # the first process writes the status
         assert status(folder)["state"] == "failed"
