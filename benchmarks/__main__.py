@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 import sys
+from pathlib import Path
 
 import benchmarks
+from reinflow.cli import USER_ERROR, flush_output
 
 
 def main() -> int:
@@ -14,12 +17,23 @@ def main() -> int:
         module.name for module in pkgutil.iter_modules(benchmarks.__path__) if not module.name.startswith("_")
     )
     if len(sys.argv) < 2 or sys.argv[1] not in names:
-        print(f"usage: python -m benchmarks {{{','.join(names)}}} [flags]", file=sys.stderr)
-        return 2
+        print("usage: python -m benchmarks NAME [flags], NAME is one of", file=sys.stderr)
+        for name in names:
+            print(f"  {name:12} {purpose(name)}", file=sys.stderr)
+        return USER_ERROR
     name = sys.argv.pop(1)
     sys.argv[0] = f"python -m benchmarks {name}"
-    importlib.import_module(f"benchmarks.{name}").main()
+    try:
+        importlib.import_module(f"benchmarks.{name}").main()
+    finally:
+        flush_output()
     return 0
+
+
+def purpose(name: str) -> str:
+    """The first sentence of a benchmark, without importing it."""
+    tree = ast.parse((Path(benchmarks.__path__[0]) / f"{name}.py").read_text())
+    return (ast.get_docstring(tree) or "").splitlines()[0]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import signal
 import sys
@@ -26,7 +27,7 @@ __all__ = ["Flat", "as_flags", "flat_fields", "parse", "run_script", "with_flags
 
 C = TypeVar("C")
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, INTERRUPTED, NO_READER = 2, 130, 141
 
 
 def run_script(
@@ -52,6 +53,17 @@ def run_script(
         fail(str(error), USER_ERROR)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
+    finally:
+        flush_output()
+
+
+def flush_output() -> None:
+    """Ends quietly, with 141 as a shell has it, where whoever read the output has left: `| head`."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(NO_READER) from None
 
 
 def leave(number: int, frame: object) -> NoReturn:

@@ -129,3 +129,16 @@ def test_the_command_line_needs_neither_torch_nor_simulator():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
     assert time.perf_counter() - started < 5  # about .1 s on an idle core
+
+
+def test_output_that_nobody_reads_ends_quietly():
+    script = (
+        "import sys; from reinflow.sweep.monitor import main, Config; from reinflow.cli import run_script; "
+        "run_script(main, Config, argv=['--help'])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
