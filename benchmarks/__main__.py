@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import benchmarks
-from reinflow.cli import USER_ERROR, flush_output
+from reinflow.cli import USER_ERROR, quiet_when_unread
 
 
 def main() -> int:
@@ -23,10 +23,8 @@ def main() -> int:
         return USER_ERROR
     name = sys.argv.pop(1)
     sys.argv[0] = f"python -m benchmarks {name}"
-    try:
+    with quiet_when_unread():
         importlib.import_module(f"benchmarks.{name}").main()
-    finally:
-        flush_output()
     return 0
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import select
 import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 
@@ -44,25 +46,33 @@ def run_script(
     Exits 2 with `error: ...` on a mistake of the user, 130 on Ctrl-C, 143 on SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, leave)
-        config = parse(config_type, arguments, presets=presets or {}, description=config_type.__doc__)
-        main(config)
-    except UserError as error:
-        fail(str(error), USER_ERROR)
-    except KeyboardInterrupt:
-        fail("interrupted", INTERRUPTED)
-    finally:
-        flush_output()
+    with quiet_when_unread():
+        try:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, leave)
+            config = parse(config_type, arguments, presets=presets or {}, description=config_type.__doc__)
+            main(config)
+        except UserError as error:
+            fail(str(error), USER_ERROR)
+        except KeyboardInterrupt:
+            fail("interrupted", INTERRUPTED)
 
 
-def flush_output() -> None:
-    """Ends quietly, with 141 as a shell has it, where whoever read the output has left: `| head`."""
+@contextmanager
+def quiet_when_unread() -> Iterator[None]:
+    """Ends with 141, as a shell has it, and no traceback where whoever read the output has left: `| head`."""
     try:
-        sys.stdout.flush()
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output = sys.stdout.fileno()
+        poll = select.poll()
+        poll.register(output, select.POLLOUT)
+        if not any(event & select.POLLERR for _, event in poll.poll(0)):
+            raise  # another pipe broke
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
         raise SystemExit(NO_READER) from None
 
 
