@@ -14,7 +14,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
     "bookkeeping": "--num_envs 4 --act_horizon 3",
+    "checkpoint": "--env_id Toy-v0 --net mlp --num_envs 2",
     "encoder": "--batch 1",
+    "guards": "--env_id Toy-v0 --num_envs 2",
     "iteration": "--num_envs 4 --decisions 2 --k 2 --horizon 4 --epochs 1 --minibatch_size 4",
     "latency": "--net mlp --k 1 --horizon 4",
     "memory": "--net mlp --rows 2 4 --k 1 2 --horizon 4",
