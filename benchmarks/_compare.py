@@ -6,10 +6,13 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -117,6 +120,28 @@ def timed(run: Callable[[], object], repeats: int) -> float:
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+@contextmanager
+def stopwatch(parts: dict[str, tuple[Any, str]]) -> Iterator[Counter[str]]:
+    """Seconds spent in methods of objects, by the names of `parts`; a part inside another counts in both."""
+    seconds: Counter[str] = Counter()
+
+    def clocked(name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            synchronize()
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            synchronize()
+            seconds[name] += time.perf_counter() - start
+            return result
+
+        return call
+
+    with ExitStack() as patches:
+        for name, (owner, method) in parts.items():
+            patches.enter_context(mock.patch.object(owner, method, clocked(name, getattr(owner, method))))
+        yield seconds
 
 
 def parser(description: str) -> argparse.ArgumentParser:

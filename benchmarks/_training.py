@@ -1,4 +1,4 @@
-"""A small Stage 3 in this process, whose CPU time is all there is: what checkpoints and guards are measured on."""
+"""Iterations of Stage 3 as its script does them, for measuring checkpoints, guards and shares of an iteration."""
 
 from __future__ import annotations
 
@@ -17,18 +17,26 @@ from reinflow.rng import rng_state
 
 
 class Training:
-    """Iterations of an untrained policy with the default network of its kind."""
+    """An untrained policy with the default network of its kind."""
 
-    def __init__(self, env_id: str, net: str, num_envs: int, decisions: int, num_steps: int = 4):
+    def __init__(
+        self,
+        env: EnvConfig,
+        policy: PolicyConfig,
+        num_envs: int,
+        decisions: int,
+        ppo: PPOConfig | None = None,
+        num_steps: int = 4,
+        freeze: bool = True,
+    ):
         torch.manual_seed(0)
-        config = PolicyConfig(net=net)  # type: ignore[arg-type]
-        self.env = make_env(EnvConfig(env_id, num_workers=0), num_envs, config.act_horizon, config.obs_horizon, 0.97)
-        self.spec = config.for_env(self.env.spec, num_steps)
-        ppo = PPOConfig(minibatch_size=num_envs * decisions, ppo_epochs=1)
-        self.agent = ReinFlowAgent.from_policy(build_policy(self.spec), ppo)
+        ppo = ppo or PPOConfig(minibatch_size=num_envs * decisions, ppo_epochs=1)
+        self.env = make_env(env, num_envs, policy.act_horizon, policy.obs_horizon, ppo.gamma)
+        self.spec = policy.for_env(self.env.spec, num_steps)
+        self.agent = ReinFlowAgent.from_policy(build_policy(self.spec), ppo, freeze_visual_encoder=freeze)
         self.learner = PPO(self.agent, ppo)
-        shape = (num_envs * decisions, self.spec.cond_dim, self.spec.pred_horizon, self.spec.action_dim)
-        self.buffer = RolloutBuffer(*shape, 0.97, 0.9, num_steps)
+        shape = (num_envs * decisions, None, self.spec.pred_horizon, self.spec.action_dim)
+        self.buffer = RolloutBuffer(*shape, ppo.gamma, ppo.gae_lambda, num_steps)
         self.generator = torch.Generator().manual_seed(0)
         self.obs = self.env.reset(seed=0)
 

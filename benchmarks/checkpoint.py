@@ -11,6 +11,8 @@ import torch
 
 from benchmarks._compare import parser, save, timed
 from benchmarks._training import Training
+from reinflow.envs import EnvConfig
+from reinflow.policies import PolicyConfig
 from reinflow.resumable import save_training
 from reinflow.trees import copied
 
@@ -23,7 +25,7 @@ def main() -> None:
     flags.add_argument("--dir", type=Path, default=None, help="where checkpoints are written; default a temporary one")
     args = flags.parse_args()
     torch.set_num_threads(args.threads or 1)
-    training = Training(args.env_id, args.net, args.num_envs, decisions=2)
+    training = Training(EnvConfig(args.env_id, num_workers=0), PolicyConfig(net=args.net), args.num_envs, decisions=2)
     folder = Path(tempfile.mkdtemp(dir=args.dir))
     seconds: dict[str, list[float]] = {"copied": [], "written": []}
     try:

@@ -16,8 +16,10 @@ import torch
 from benchmarks._compare import parser, save
 from benchmarks._training import Training
 from reinflow.algos.guard import StepGuard
+from reinflow.envs import EnvConfig
 from reinflow.envs.replay import EpisodeLog
 from reinflow.envs.wrappers import ActionChunk
+from reinflow.policies import PolicyConfig
 
 
 def unguarded_step(self: StepGuard, loss: torch.Tensor, parts: list) -> None:
@@ -65,7 +67,9 @@ def main() -> None:
     flags.add_argument("--decisions", type=int, default=2, help="per env and iteration")
     args = flags.parse_args()
     torch.set_num_threads(args.threads or 1)
-    training = Training(args.env_id, args.net, args.num_envs, args.decisions)
+    training = Training(
+        EnvConfig(args.env_id, num_workers=0), PolicyConfig(net=args.net), args.num_envs, args.decisions
+    )
     seconds: dict[str, list[float]] = {"guarded": [], "unguarded": []}
     try:
         training.iterate()

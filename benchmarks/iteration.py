@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 from benchmarks._agents import ACTION_DIM, STATE_DIM, device, make_agent
-from benchmarks._compare import Variant, compare, parser, report, synchronize
+from benchmarks._compare import Variant, compare, parser, report, stopwatch
 from benchmarks._straightforward import LoopedChunks, straightforward
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO, PPOConfig
@@ -52,32 +47,13 @@ class Iteration:
         return results
 
 
-@contextmanager
-def stopwatch(iteration: Iteration) -> Iterator[Counter[str]]:
-    """Seconds that its parts take."""
-    seconds: Counter[str] = Counter()
-
-    def timed(name: str, function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            synchronize()
-            start = time.perf_counter()
-            result = function(*args, **kwargs)
-            synchronize()
-            seconds[name] += time.perf_counter() - start
-            return result
-
-        return call
-
-    with (
-        mock.patch.object(iteration.env, "step_chunk", timed("envs", iteration.env.step_chunk)),
-        mock.patch.object(iteration.agent, "get_action", timed("policy", iteration.agent.get_action)),
-        mock.patch.object(iteration.learner, "update", timed("update", iteration.learner.update)),
-    ):
-        yield seconds
-
-
 def shares(iteration: Iteration) -> str:
-    with stopwatch(iteration) as seconds:
+    parts = {
+        "envs": (iteration.env, "step_chunk"),
+        "policy": (iteration.agent, "get_action"),
+        "update": (iteration.learner, "update"),
+    }
+    with stopwatch(parts) as seconds:
         start = time.perf_counter()
         iteration()
         total = time.perf_counter() - start

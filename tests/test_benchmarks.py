@@ -22,6 +22,7 @@ TINY = {
     "memory": "--net mlp --rows 2 4 --k 1 2 --horizon 4",
     "rollout": "--num_envs 4 --decisions 2 --k 2 --horizon 4",
     "sampler": "--net mlp --batch 4 --k 2 --horizon 4",
+    "shares": "--env_id SyntheticChunk-v0 --obs_mode state --num_envs 2 --decisions 2",
     "scaling": "--num_envs 4 8 --k 1 2 --horizon 4",
     "update": "--net mlp --batch 4 --k 2 --horizon 4",
 }
