@@ -10,9 +10,6 @@ function here returns its input.
 from __future__ import annotations
 
 import os
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reinflow.errors import UserError
+from reinflow.watch import Watch
 
 T = TypeVar("T")
 
@@ -31,12 +29,6 @@ SEED_STRIDE = 100_000
 """between the seeds of processes: more than envs, simulator workers and evaluations count seeds up by"""
 PATIENCE = timedelta(hours=6)
 """of a collective: the others wait while the first process evaluates; the `Watch` notices a lost one much sooner"""
-BEAT_SECONDS = 3.0
-"""between two signs of life"""
-LOST_SECONDS = 45.0
-"""a process that gave no sign of life for so long is lost"""
-
-MEETING_PLACE = "the meeting point (process 0 or torchrun)"
 
 
 # ---- who takes part -------------------------------------------------------------------------------------------------
@@ -122,7 +114,10 @@ def join(cuda: bool) -> None:
     )
     if len(set(gathered(cuda))) > 1:
         raise UserError("some processes of this run have a GPU and some none: start no more than GPUs, or --no_cuda")
-    Watch.begin(dist.PrefixStore("life", store.clone()))  # type: ignore[attr-defined]  # torch's stubs lack it
+    life = dist.PrefixStore("life", store.clone())  # type: ignore[attr-defined]  # torch's stubs lack it
+    Watch.current = Watch(life, number, size)
+    meet()  # everyone has a beat to read
+    Watch.current.start()
 
 
 def leave() -> None:
@@ -130,7 +125,8 @@ def leave() -> None:
     if not active():
         return
     meet()
-    Watch.end()
+    if Watch.current is not None:
+        Watch.current.end()
     dist.destroy_process_group()
 
 
@@ -302,85 +298,3 @@ def merged(
     count = counts.sum(0)
     mean = (counts * averages).sum(0) / count.clamp_min(1)
     return count[0], mean, squares.sum(0) + (counts * (averages - mean).square()).sum(0)
-
-
-# ---- who is still there ---------------------------------------------------------------------------------------------
-
-
-class Watch(threading.Thread):
-    """Ends this process when another one shows no sign of life: a collective would wait for it for hours.
-
-    torchrun sees a process that ended, and connections break then; it does not see one that hangs, or a machine that
-    is gone.
-    """
-
-    current: Watch | None = None
-    on_lost: Callable[[str], None] | None = None
-    """told why, before the process ends"""
-
-    def __init__(self, store: dist.Store):
-        super().__init__(name="watch", daemon=True)
-        self.store = store
-        self.stopped = threading.Event()
-        self.beats = 0
-        self.seen: dict[int, tuple[bytes, float]] = {}
-        """last beat of every other process, and when it was new"""
-        self.answered = time.monotonic()
-        """when the store last answered; the process that holds it may hang, too, and calls to it then never return"""
-
-    @classmethod
-    def begin(cls, store: dist.Store) -> None:
-        cls.current = cls(store)
-        cls.current.beat()
-        meet()  # everyone has a beat to read
-        cls.current.answered = time.monotonic()
-        cls.current.start()
-        threading.Thread(target=cls.current.watch_the_store, name="watch the store", daemon=True).start()
-
-    @classmethod
-    def end(cls) -> None:
-        if cls.current is not None:
-            cls.current.stopped.set()
-            cls.current.join(LOST_SECONDS)
-            cls.current, cls.on_lost = None, None
-
-    def run(self) -> None:
-        while not self.stopped.wait(BEAT_SECONDS):
-            try:
-                self.beat()
-                lost = self.lost()
-                self.answered = time.monotonic()
-            except RuntimeError:
-                lost = [MEETING_PLACE]
-            self.give_up_on(lost)
-
-    def watch_the_store(self) -> None:
-        while not self.stopped.wait(BEAT_SECONDS):
-            if time.monotonic() - self.answered > LOST_SECONDS:
-                self.give_up_on([MEETING_PLACE])
-
-    def give_up_on(self, lost: list[str]) -> None:
-        if lost and not self.stopped.is_set():
-            self.give_up(f"no sign of life from {', '.join(lost)} of this run: it ended, hangs or lost its network")
-
-    def beat(self) -> None:
-        self.beats += 1
-        self.store.set(str(rank()), str(self.beats))
-
-    def lost(self) -> list[str]:
-        others = [number for number in range(world_size()) if number != rank()]
-        now = time.monotonic()
-        for number in others:
-            beat = self.store.get(str(number))
-            if beat != self.seen.get(number, (None, 0.0))[0]:
-                self.seen[number] = (beat, now)
-        return [f"process {number}" for number in others if now - self.seen[number][1] > LOST_SECONDS]
-
-    def give_up(self, reason: str) -> None:
-        """The main thread may never return from its collective, so no exception can end it."""
-        print(f"error: {reason}", file=sys.stderr, flush=True)
-        try:
-            if Watch.on_lost is not None:
-                Watch.on_lost(reason)
-        finally:
-            os._exit(1)

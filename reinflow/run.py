@@ -29,6 +29,7 @@ from reinflow.progress import Progress
 from reinflow.rng import seed_globals
 from reinflow.rundir import RunDir, TextLog, describe_run, read_config, write_config
 from reinflow.status import Status
+from reinflow.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Run:
 
     def __enter__(self) -> Run:
         self._stack.enter_context(listening(last_words=lambda: self.status(state="killed", error="stopped at once")))
-        distributed.Watch.on_lost = lambda reason: self.status(state="failed", error=reason)
+        Watch.on_lost = lambda reason: self.status(state="failed", error=reason)
         self.status(state="running")
         processes = f", {distributed.world_size()} processes" if distributed.active() else ""
         self.say(f"run {self.dir} on {self.device}{processes}")

@@ -36,6 +36,7 @@ from reinflow.offline_run import OfflineRun
 from reinflow.policies import PolicySpec, build_policy
 from reinflow.resumable import latest_training
 from reinflow.run import Run, RunConfig
+from reinflow.watch import MEETING_PLACE
 from tests.faults.ranks import ROOT, SPEC, TRAIN, toy_run, two_processes
 
 NUM_ENVS, DECISIONS = 8, 6
@@ -302,8 +303,8 @@ HANGS = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
 import torch
-from reinflow import distributed
-distributed.BEAT_SECONDS, distributed.LOST_SECONDS = 0.2, 2.0
+from reinflow import distributed, watch
+watch.BEAT_SECONDS, watch.LOST_SECONDS = 0.2, 2.0
 distributed.join(cuda=False)
 distributed.Watch.on_lost = lambda reason: print("told", flush=True)
 print("joined", flush=True)
@@ -313,7 +314,7 @@ distributed.mean(torch.zeros(1))
 """
 
 
-@pytest.mark.parametrize(("victim", "named"), [(1, "process 1"), (0, distributed.MEETING_PLACE)])
+@pytest.mark.parametrize(("victim", "named"), [(1, "process 1"), (0, MEETING_PLACE)])
 def test_a_process_that_hangs_is_noticed_by_the_others(tmp_path, victim, named):
     (tmp_path / "hangs.py").write_text(HANGS.format(root=str(ROOT), victim=victim))
     both = two_processes(str(tmp_path / "hangs.py"))

@@ -62,7 +62,7 @@ def make_filmed_env(
     if config.env_id in TORCH_ENVS:
         raise UserError(f"{config.env_id} has no camera: leave --capture_video out")
     from reinflow.envs.maniskill import ManiSkillEnv
-    from reinflow.envs.workers import Sequence
+    from reinflow.envs.sequence import Sequence
 
     backend = choose_backend(config)
     if backend == "physx_cpu":
@@ -97,7 +97,7 @@ def cpu_env(
 ) -> ChunkEnv:
     """The env of one worker process."""
     from reinflow.envs.maniskill import ManiSkillEnv
-    from reinflow.envs.workers import Sequence
+    from reinflow.envs.sequence import Sequence
 
     if backend == "physx_cpu":
         singles: list[BatchedEnv] = [ManiSkillEnv(config, 1, backend, privileged=privileged) for _ in range(num_envs)]

@@ -20,16 +20,14 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from reinflow.errors import UserError
 from reinflow.rng import rng_state, seed_globals, set_rng_state
-from reinflow.types import BatchedEnv, ChunkEnv, ChunkStep, EpisodeStats, Obs, StepResult
+from reinflow.types import ChunkEnv, ChunkStep, EpisodeStats, Obs
 
 SEED_STRIDE = 1000
-SINGLE_STRIDE = 1_000_003
-"""between the seeds of single envs: evaluations count seeds up by one and shall not meet the same start twice"""
 START_SECONDS = 300
 """a worker imports ManiSkill and builds its scenes"""
 CHUNK_SECONDS = 300
@@ -320,50 +318,4 @@ def write(shared: dict[str, Any], results: dict[str, Any]) -> None:
             write(shared[name], value if isinstance(value, dict) else vars(value))
 
 
-class Sequence:
-    """Several one-env `BatchedEnv`s stepped in turn: how stock physx_cpu, which holds one env, serves any number."""
-
-    def __init__(self, envs: list[BatchedEnv]):
-        self.envs = envs
-        self.num_envs = len(envs)
-        self.device = envs[0].device
-        self.spec = envs[0].spec
-        self._frames: list[dict[str, Tensor]] = [{} for _ in envs]
-
-    def reset(self, seed: int | None = None, env_idx: Tensor | None = None) -> dict[str, Tensor]:
-        """Env i draws its start state from `seed + SINGLE_STRIDE * i`."""
-        for index in range(self.num_envs) if env_idx is None else env_idx.tolist():
-            self._frames[index] = self.envs[index].reset(seed=None if seed is None else seed + SINGLE_STRIDE * index)
-        return stacked(self._frames)
-
-    def step(self, action: Float[Tensor, "n a"], render: bool = True) -> StepResult:
-        steps = [env.step(action[index : index + 1], render) for index, env in enumerate(self.envs)]
-        # a partial reset returns a whole frame of everyone: pictures that were not rendered stay the last ones
-        self._frames = [{**old, **step.obs} for old, step in zip(self._frames, steps, strict=True)]
-        return StepResult(
-            stacked([step.obs for step in steps]),
-            *(torch.cat([getattr(s, n) for s in steps]) for n in ("reward", "success", "terminated")),
-        )
-
-    def picture(self) -> UInt8[Tensor, "n y x 3"]:
-        """Of envs that can be filmed."""
-        return torch.cat([env.picture() for env in self.envs])  # type: ignore[attr-defined]
-
-    def random_state(self) -> list[Any] | None:
-        states = [env.random_state() for env in self.envs]
-        return None if any(state is None for state in states) else states
-
-    def set_random_state(self, state: list[Any]) -> None:
-        for env, own in zip(self.envs, state, strict=True):
-            env.set_random_state(own)
-
-    def close(self) -> None:
-        for env in self.envs:
-            env.close()
-
-
-def stacked(frames: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([frame[name] for frame in frames]) for name in frames[0]}
-
-
-__all__ = ["Sequence", "WorkerChunkEnv", "WorkerError"]
+__all__ = ["WorkerChunkEnv", "WorkerError"]

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from reinflow.envs import EnvConfig, make_env
 from reinflow.envs.maniskill import ManiSkillEnv
+from reinflow.envs.sequence import SINGLE_STRIDE
 from reinflow.envs.synthetic import SyntheticEnv
 from reinflow.envs.toy import ToyEnv, toy_demos
-from reinflow.envs.workers import MOST_FAILURES, SEED_STRIDE, SINGLE_STRIDE, WorkerChunkEnv, WorkerError
+from reinflow.envs.workers import MOST_FAILURES, SEED_STRIDE, WorkerChunkEnv, WorkerError
 from reinflow.envs.wrappers import ActionChunk
 from reinflow.errors import UserError
 from reinflow.types import BatchedEnv, ChunkEnv, ChunkStep, EnvSpec, StepResult

@@ -11,8 +11,9 @@ from torch import Tensor
 from reinflow.data.experts import make_expert
 from reinflow.envs import EnvConfig, make_env
 from reinflow.envs.maniskill import ManiSkillEnv
+from reinflow.envs.sequence import Sequence
 from reinflow.envs.toy import ToyEnv
-from reinflow.envs.workers import Sequence, WorkerChunkEnv
+from reinflow.envs.workers import WorkerChunkEnv
 from reinflow.envs.wrappers import ActionChunk
 from reinflow.trees import copied, join, split
 from reinflow.types import ChunkEnv
