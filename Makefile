@@ -19,7 +19,7 @@ quickstart: $(STAMP)
 	@$(BIN)/python quickstart.py
 
 test: lint
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
