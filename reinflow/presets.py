@@ -14,6 +14,17 @@ GUIDE_HORIZONS: Preset = {"obs_horizon": 2, "act_horizon": 8, "pred_horizon": 16
 CLONING_PRESETS: dict[str, Preset] = {
     "default": {},
     "guide": {**GUIDE_HORIZONS, "net": "unet"},
+    "pictures": {
+        **FAST_NET,
+        "obs_mode": "rgb",
+        "visual_feature_dim": 64,
+        "total_iters": 1_200,
+        "batch_size": 64,
+        "draws": 8,
+        "lr": 1e-3,
+        "random_shift": 2,
+        "eval_freq": 600,
+    },
     "quickstart": {**FAST_NET, "total_iters": 5_000, "lr": 1e-3, "eval_freq": 0, "save_freq": 0, "num_threads": 1},
     "toy": {
         **FAST_NET,
@@ -57,6 +68,13 @@ ONLINE_PRESETS: dict[str, Preset] = {
     },
     "official": {"logprob_reduction": "mean", "clip_ratio": 0.01, "scored": "all", "count_initial_noise": True},
     "quickstart": {"total_timesteps": 500_000, "eval_freq": 4, "save_freq": 0},
+    "pictures": {
+        "freeze_visual_encoder": True,
+        "num_envs": 64,
+        "rollout_steps": 16,
+        "minibatch_size": 256,
+        "critic_warmup_steps": 4_000,
+    },
     "gpu": {"num_envs": 256, "rollout_steps": 32, "sim_backend": "physx_cuda", "num_eval_envs": 128},
     "toy": {
         "num_envs": 128,
