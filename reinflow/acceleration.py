@@ -43,6 +43,16 @@ def capture_cuda(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     return graph.replay, results
 
 
+def beside(function: Callable[[], Any]) -> Any:
+    """`function` on a stream of its own, where torch wants what comes before a capture to run."""
+    current, own = torch.cuda.current_stream(), torch.cuda.Stream()
+    own.wait_stream(current)
+    with torch.cuda.stream(own):
+        results = function()
+    current.wait_stream(own)
+    return results
+
+
 class Replayed:
     """`function` of tensors, or of trees of them, as a graph for each set of shapes after `WARMUPS` plain calls.
 
@@ -50,9 +60,15 @@ class Replayed:
     next call.
     """
 
-    def __init__(self, function: Callable[..., Any], capture: Capture = capture_cuda):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        capture: Capture = capture_cuda,
+        warm_up: Callable[[Callable[[], Any]], Any] = beside,
+    ):
         self.function = function
         self.capture = capture
+        self.warm_up = warm_up
         self.works = True
         self.calls: Counter[Any] = Counter()
         self.graphs: dict[Any, tuple[dict[str, Tensor], Callable[[], None], Any]] = {}
@@ -60,8 +76,10 @@ class Replayed:
     def __call__(self, *args: Any) -> Any:
         plain, tensors = trees.split(args)
         shapes = tuple((place, value.shape, value.dtype) for place, value in tensors.items())
-        self.calls[shapes] += 1
-        if self.calls[shapes] > WARMUPS and shapes not in self.graphs and self.works:
+        if shapes not in self.graphs and self.works:
+            self.calls[shapes] += 1
+            if self.calls[shapes] <= WARMUPS:
+                return self.warm_up(lambda: self.function(*args))
             self._capture(plain, tensors, shapes)
         if shapes not in self.graphs:
             return self.function(*args)
