@@ -9,6 +9,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from nets.unet1d import LocalConv1d
+from nets.velocity import VelocityNet
 from reinflow.agent import ReinFlowAgent
 from reinflow.envs.wrappers import MOST_REWARD
 from reinflow.policies.chain import chain_log_prob
@@ -130,4 +132,17 @@ def straightforward(agent: ReinFlowAgent) -> Iterator[None]:
         mock.patch.object(agent, "_denoise", lambda cond, x_0, noise: two_passes(agent, cond, x_0, noise)),
         mock.patch("reinflow.agent.chain_moments", moments),
     ):
+        yield
+
+
+@contextmanager
+def unsplit() -> Iterator[None]:
+    """Every row and k computes FiLM terms from its own time and condition; convolutions stay convolutions."""
+
+    def features(net: VelocityNet, timestep: Tensor, step_size: Tensor, global_cond: Tensor) -> Tensor:
+        rows, steps = len(global_cond), len(timestep)
+        times = net.times(timestep.repeat(rows), step_size.repeat(rows))
+        return (times + net.condition(global_cond.repeat_interleave(steps, 0))).unflatten(0, (rows, steps))
+
+    with mock.patch.object(VelocityNet, "features", features), mock.patch.object(LocalConv1d, "min_rows", 2**62):
         yield

@@ -1,4 +1,7 @@
-"""Log-probability of chains and its gradient: all denoising steps in one batch, against one forward for each."""
+"""Log-probability of chains and its gradient: all denoising steps in one batch, against one forward for each.
+
+For the UNet also its FiLM terms split by time and condition, and dense products for short sequences, against neither.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from torch import Tensor
 
 from benchmarks._agents import conditions, make_agent
 from benchmarks._compare import Variant, compare, parser, report
-from benchmarks._straightforward import looped_moments
+from benchmarks._straightforward import looped_moments, unsplit
 from reinflow.policies.chain import chain_log_prob, chain_moments
 
 
@@ -44,9 +47,16 @@ def main() -> None:
             def looped(agent=agent, cond=cond, states=chain.states, scored=scored) -> dict[str, Tensor]:
                 return scored(lambda: looped_moments(agent, states, cond))
 
-            variants = [Variant("loop over k", looped), Variant("one batch", folded)]
+            def plain(folded=folded) -> dict[str, Tensor]:
+                with unsplit():
+                    return folded()
+
             case = f"{net}, B = {args.batch}, K = {args.k}, H = {horizon}"
-            comparisons.append(compare(case, variants, args.rounds, tolerance=5e-2))
+            ways = [Variant("loop over k", looped), Variant("one batch", folded)]
+            comparisons.append(compare(case, ways, args.rounds, tolerance=5e-2))
+            if net == "unet":
+                nets = [Variant("plain", plain), Variant("split", folded)]
+                comparisons.append(compare(f"{case}, FiLM and short GEMM", nets, args.rounds, tolerance=5e-2))
     report("update", args, comparisons)
 
 
