@@ -45,6 +45,8 @@ class Config:
     """numbers of envs to measure"""
     minibatch_size: tuple[int, ...] = (256,)
     """minibatch sizes to measure with each of them"""
+    micro_batch_size: int | None = None
+    """rows of a minibatch evaluated at a time, as in Stage 3; None takes all at once"""
     rollout_steps: int = 16
     """decisions per env and iteration"""
     num_inference_steps: int = 8
@@ -84,6 +86,7 @@ def main(config: Config) -> None:
             config.num_inference_steps,
             config.net,
             config.freeze_visual_encoder,
+            config.micro_batch_size,
         )
         for num_envs in sorted(config.num_envs)
         for minibatch_size in sorted(config.minibatch_size)
@@ -112,6 +115,7 @@ def main(config: Config) -> None:
             f"--minibatch_size {best.minibatch_size} --num_inference_steps {best.num_inference_steps} "
             f"--rollout_steps {best.rollout_steps} --pretrained_path PATH"
             f"{' --freeze_visual_encoder' if best.freeze_visual_encoder else ''}"
+            f"{f' --micro_batch_size {best.micro_batch_size}' if best.micro_batch_size else ''}"
         )
 
 

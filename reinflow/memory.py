@@ -31,6 +31,7 @@ class Point:
     num_inference_steps: int
     net: Literal["unet", "mlp"]
     freeze_visual_encoder: bool = False
+    micro_batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def measure(point: Point) -> Measurement:
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    ppo, horizons = PPOConfig(minibatch_size=point.minibatch_size), PolicyConfig(net=point.net)
+    ppo = PPOConfig(minibatch_size=point.minibatch_size, micro_batch_size=point.micro_batch_size)
+    horizons = PolicyConfig(net=point.net)
     config = EnvConfig(point.env_id, obs_mode=point.obs_mode, sim_backend=point.sim_backend)  # type: ignore[arg-type]
     env = make_env(config, point.num_envs, horizons.act_horizon, horizons.obs_horizon, ppo.gamma, device)
     try:

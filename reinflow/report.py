@@ -245,7 +245,7 @@ def chart(summaries: list[Summary]) -> str:
             axes.fill_between(grid, values.min(0), values.max(0), alpha=0.15, color=line.get_color())
     lowest = min(min(curve.success) for summary in summaries for curve in summary.curves)
     axes.set(xlabel="env steps", ylabel="success_once", ylim=(max(lowest - 0.05, 0), 1.02))
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="best")
     axes.grid(alpha=0.3)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
