@@ -91,6 +91,8 @@ def main(config: Config) -> None:
             )
             agent.load_critic(checkpoint.critic_state, f"the critic of {config.pretrained_path}")
             camera = envs.enter_context(filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed))
+            if config.acceleration.cuda_graphs and (run.device.type != "cuda" or distributed.active()):
+                run.alarm("--cuda_graphs does nothing without a GPU, or with several processes")
             agent.accelerate_(config.acceleration)
             learner = PPO(agent, config.ppo, config.acceleration)
             OnlineRun(agent, learner, run, env, eval_env, config.online, config.evaluation, camera).train()
