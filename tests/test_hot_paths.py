@@ -17,6 +17,8 @@ from benchmarks.memory import held_by_loss
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO, PPOConfig
 from reinflow.algos.rollout import RolloutBuffer
+from reinflow.envs.synthetic import SyntheticEnv
+from reinflow.envs.wrappers import ActionChunk
 from reinflow.policies import PolicySpec, build_policy
 
 ROWS = 64
@@ -143,6 +145,34 @@ def test_a_sampled_chain_stays_in_its_budget_per_denoising_step():
     totals = {k: watched(lambda agent=agent: agent.get_action(cond)).total for k, agent in agents.items()}
     # measured: 21; what does not depend on the state is computed once for all steps
     assert (totals[8] - totals[2]) / 6 <= 24
+
+
+def chunks(looks: bool) -> ActionChunk:
+    """Episodes of 7 steps in chunks of 4, so that they end in the middle of every second one."""
+    chunk = ActionChunk(SyntheticEnv(5, state_dim=3, action_dim=2, max_episode_steps=7), 4, 2, gamma=0.97)
+    chunk.looks = looks
+    chunk.reset(seed=0)
+    return chunk
+
+
+def test_a_chunk_step_reads_nothing_on_the_host_before_it_resets_as_on_a_gpu():
+    chunk = chunks(looks=False)
+    with Watch():
+        actions, sound = chunk._checked(torch.rand(5, 4, 2))
+        steps = chunk._run(actions)
+        counted, _ = chunk._tally(steps, sound)
+        chunk._remember(steps, counted)
+
+
+def test_a_chunk_step_that_does_not_look_gives_the_same():
+    both = chunks(looks=True), chunks(looks=False)
+    for _ in range(5):
+        actions = torch.rand(5, 4, 2)
+        one, other = (chunk.step_chunk(actions) for chunk in both)
+        for name in ("reward", "executed", "terminated", "truncated", "broken"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+        assert torch.equal(one.obs["state"], other.obs["state"])
+        assert torch.equal(one.final_obs["state"], other.final_obs["state"])
 
 
 def test_the_watch_notices_a_read():

@@ -36,11 +36,10 @@ class ObsHistory:
             old = self.frames.get(name, filled)
             self.frames[name] = torch.where(_like(where, old), filled, old)
 
-    def extend(self, name: str, frames: list[Tensor], kept: Int[Tensor, "n"]) -> None:
-        """Append to every env the first `kept` of the `frames` of one name."""
+    def extend(self, name: str, frames: list[Tensor], kept: Int[Tensor, "n"], looks: bool) -> None:
+        """Append to every env the first `kept` of the `frames` of one name; `looks` whether that is all of them."""
         newest = frames[-self.horizon :]
-        # on a GPU this test would wait for the simulator
-        if kept.device.type == "cpu" and len(newest) == self.horizon and bool((kept == len(frames)).all()):
+        if looks and len(newest) == self.horizon and bool((kept == len(frames)).all()):
             self.frames[name] = torch.stack(newest, dim=1)
             return
         both = torch.cat((self.frames[name], torch.stack(frames, dim=1)), dim=1)
@@ -61,6 +60,8 @@ class ActionChunk:
         self.spec = env.spec
         self.num_envs = env.num_envs
         self.device = env.device
+        self.looks = env.device.type == "cpu"
+        """at values, to save work; on a GPU that would wait for the simulator"""
         self.act_horizon = act_horizon
         self.obs_horizon = obs_horizon
         self.history = ObsHistory(obs_horizon)
@@ -115,14 +116,13 @@ class ActionChunk:
         self.env.close()
 
     def _run(self, actions: Float[Tensor, "n e a"]) -> list[StepResult]:
-        """Step all envs to the chunk's end, or on the CPU, where looking is free, until all of them have ended."""
-        looks = self.device.type == "cpu"
-        left = int((self.spec.max_episode_steps - self.stats.length).max()) if looks else self.act_horizon
+        """Step all envs to the chunk's end, or where it `looks` until all of them have ended."""
+        left = int((self.spec.max_episode_steps - self.stats.length).max()) if self.looks else self.act_horizon
         seen = self._frames_seen()
         steps, over = [], ~self.everywhere
         for index in range(min(self.act_horizon, left)):
             steps.append(self.env.step(actions[:, index], render=index in seen))
-            if looks and steps[-1].terminated.any():
+            if self.looks and steps[-1].terminated.any():
                 over = over | steps[-1].terminated
                 if over.all():
                     break
@@ -167,7 +167,8 @@ class ActionChunk:
         for name in self.history.frames:
             having = [index for index, step in enumerate(steps) if name in step.obs]
             if having:
-                self.history.extend(name, [steps[index].obs[name] for index in having], counted[having].sum(0))
+                frames = [steps[index].obs[name] for index in having]
+                self.history.extend(name, frames, counted[having].sum(0), self.looks)
 
     def _frames_seen(self) -> set[int]:
         """Steps of the coming chunk whose pictures reach a history: the last ones before its end, or an episode's."""
