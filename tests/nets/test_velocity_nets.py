@@ -138,10 +138,11 @@ def test_default_unet_has_three_levels_and_default_mlp_a_third_of_a_million_para
     assert 308_224 < sum(p.numel() for p in mlp.parameters()) < 3.6e5
 
 
-@pytest.mark.parametrize("length", [1, 2, 3])
-def test_convolution_of_a_short_sequence_equals_torch_in_value_and_gradient(length):
+@pytest.mark.parametrize("rows", [1, LocalConv1d.few_rows, LocalConv1d.few_rows + 1, LocalConv1d.min_rows])
+@pytest.mark.parametrize("length", [1, 2, 3, 16])
+def test_convolution_of_few_rows_or_a_short_sequence_equals_torch_in_value_and_gradient(length, rows):
     torch.manual_seed(0)
-    conv, x = LocalConv1d(6, 5, kernel_size=5), torch.randn(LocalConv1d.min_rows, 6, length)
+    conv, x = LocalConv1d(6, 5, kernel_size=5), torch.randn(rows, 6, length)
     plain = torch.nn.functional.conv1d(x, conv.weight, conv.bias, padding=2)
     torch.testing.assert_close(conv(x), plain, rtol=0, atol=1e-5)
     upstream = torch.randn_like(plain)
@@ -158,6 +159,8 @@ def test_few_and_many_rows_give_the_same_velocity():
     net, x = make_unet(8), inputs()
     many = net(**{name: value.repeat(20, *[1] * (value.dim() - 1)) for name, value in x.items()})
     torch.testing.assert_close(many[:B], net(**x), rtol=0, atol=1e-5)
+    one = net(**{name: value[:1] for name, value in x.items()})
+    torch.testing.assert_close(one, many[:1], rtol=0, atol=1e-5)
 
 
 def test_embedding_by_hand():
