@@ -1,35 +1,70 @@
-"""Where an env step of the batched CPU simulator goes: PhysX, inverse kinematics, the stand-in, ManiSkill and torch.
+"""Where an env step of the batched CPU simulator goes: PhysX, inverse kinematics, contacts, observation, reward, rest.
 
-CPU time of one process. The profiler's own cost is in the parts that are not PhysX and inverse kinematics, which are
-one call each; the speed is measured without it.
+CPU time of one process, sampled by a timer: Python notes a sample as soon as the running compiled call returns, so
+nothing is added to a call, where a tracing profiler puts 1 us on each of an env step's hundred.
 """
 
 from __future__ import annotations
 
-import cProfile
-import pstats
+import math
+import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import torch
 
 from benchmarks._compare import parser, save
 
 EPISODE_STEPS = 50
-PARTS = ("PhysX", "inverse kinematics", "other SAPIEN calls", "stand-in", "ManiSkill and torch")
+SAMPLE_SECONDS = 0.004
+"""the resolution of a process timer on common kernels"""
+PHYSX = "PhysX"
+REST = "rest of ManiSkill"
+PARTS = {
+    PHYSX: {"run_substeps"},
+    "inverse kinematics": {"solve_with_pinocchio", "compute_ik"},
+    "contacts": {"_read_contacts"},
+    "controller": {"set_action"},
+    "state and targets": {"run_pending_steps", "_unpack", "_apply_targets"},
+    "observation": {"get_obs", "_flatten_raw_obs"},
+    "evaluation": {"get_info"},
+    "reward": {"get_reward"},
+}
+"""part -> names of its functions; the innermost one counts"""
 
 
-def part_of(place: tuple[str, int, str]) -> str:
-    file, _, function = place
-    if "sapien" in function:
-        if "pysapien.step" in function:
-            return PARTS[0]
-        return PARTS[1] if "compute_inverse_kinematics" in function else PARTS[2]
-    return PARTS[3] if "cpu_batch" in file else PARTS[4]
+def part_of(frame: FrameType | None) -> str:
+    """The part that a stack is in."""
+    while frame is not None:
+        for part, functions in PARTS.items():
+            if frame.f_code.co_name in functions:
+                return part
+        frame = frame.f_back
+    return REST
 
 
-def measured(env_id: str, num_envs: int, ik: str, steps: int) -> tuple[float, dict[str, float]]:
-    """Env steps per second of CPU time, and every part's share of it."""
+@contextmanager
+def sampled() -> Iterator[Counter[str]]:
+    """Samples per part, one every `SAMPLE_SECONDS` of this process's CPU time."""
+    samples: Counter[str] = Counter()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        samples[part_of(frame)] += 1
+
+    before = signal.signal(signal.SIGPROF, note)
+    signal.setitimer(signal.ITIMER_PROF, SAMPLE_SECONDS, SAMPLE_SECONDS)
+    try:
+        yield samples
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def measured(env_id: str, num_envs: int, ik: str, seconds: float) -> tuple[float, Counter[str]]:
+    """Microseconds of CPU time per env step, and samples per part, of about so many seconds."""
     import gymnasium as gym
 
     from reinflow.envs.cpu_batch import backend_name, install
@@ -44,24 +79,20 @@ def measured(env_id: str, num_envs: int, ik: str, steps: int) -> tuple[float, di
     width = env.single_action_space.shape[0]
     actions = torch.rand(EPISODE_STEPS, num_envs, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
     env.reset(seed=0)
-
-    def run(count: int) -> float:
-        began = time.process_time()
-        for index in range(count):
-            env.step(actions[index % EPISODE_STEPS])
-        return time.process_time() - began
-
-    run(5)
-    speed = num_envs * steps / run(steps)
-    env.reset(seed=0)
-    with cProfile.Profile(time.process_time) as profile:
-        run(steps)
+    for action in actions[:5]:
+        env.step(action)
+    steps, spent, samples = 0, 0.0, Counter[str]()
+    while spent < seconds:
+        env.reset(seed=0)
+        with sampled() as found:
+            began = time.process_time()
+            for action in actions:
+                env.step(action)
+            spent += time.process_time() - began
+        samples += found
+        steps += EPISODE_STEPS
     env.close()
-    seconds: Counter[str] = Counter()
-    for place, (_, _, own, _, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
-        seconds[part_of(place)] += own
-    total = sum(seconds.values())
-    return speed, {part: seconds[part] / total for part in PARTS}
+    return 1e6 * spent / steps / num_envs, samples
 
 
 def main() -> None:
@@ -69,17 +100,24 @@ def main() -> None:
     flags.add_argument("--env_id", default="PickCube-v1", help="task")
     flags.add_argument("--num_envs", type=int, nargs="+", default=[16, 64, 128], help="envs of the process")
     flags.add_argument("--ik", nargs="+", default=["pin", "geo"], help="inverse kinematics")
-    flags.add_argument("--steps", type=int, default=40, help="env steps of every env")
+    flags.add_argument("--seconds", type=float, default=8.0, help="CPU time of a case; more make the shares exacter")
     args = flags.parse_args()
     torch.set_num_threads(args.threads or 1)
     rows = []
     for ik in args.ik:
         for num_envs in args.num_envs:
-            speed, shares = measured(args.env_id, num_envs, ik, args.steps)
-            ceiling = speed / shares[PARTS[0]]
-            listed = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
-            print(f"{ik}, {num_envs} envs: {speed:,.0f} env steps/s of {ceiling:,.0f} with PhysX alone; {listed}")
-            rows.append({"ik": ik, "num_envs": num_envs, "env_steps_per_s": speed, "shares": shares})
+            microseconds, samples = measured(args.env_id, num_envs, ik, args.seconds)
+            total = samples.total()
+            shares = {part: samples[part] / total for part in (*PARTS, REST)}
+            error = math.sqrt(shares[PHYSX] * (1 - shares[PHYSX]) / total)
+            listed = ", ".join(f"{part} {microseconds * share:.1f}" for part, share in shares.items())
+            print(
+                f"{ik}, {num_envs} envs: PhysX {shares[PHYSX]:.1%} (standard error {error:.1%}), "
+                f"{1e6 / microseconds:,.0f} env steps/s of {1e6 / microseconds / shares[PHYSX]:,.0f} with PhysX alone; "
+                f"us per env step: {listed}"
+            )
+            case = {"ik": ik, "num_envs": num_envs, "microseconds": microseconds, "samples": total}
+            rows.append({**case, "shares": shares, "physx_standard_error": error})
     save("simulator", args, rows)
 
 
