@@ -13,6 +13,7 @@ import numpy as np
 import sapien
 import torch
 from jaxtyping import Float
+from mani_skill.agents.controllers.pd_ee_pose import PDEEPosControllerConfig
 from torch import Tensor
 
 from reinflow.envs.cpu_batch import Ik
@@ -100,18 +101,48 @@ def solve_with_pinocchio(
 
 def set_action_with_pinocchio(controller: Any, action: Float[Tensor, "n a"]) -> None:
     """`PDEEPosController.set_action` as on the CPU: a target pose first, then converged inverse kinematics."""
+    action = _begin_action(controller, action)
+    previous = controller._target_pose if controller.config.use_target else controller.ee_pose_at_base
+    controller._target_pose = controller.compute_target_pose(previous, action)
+    qpos = controller.articulation.get_qpos()
+    _drive_to(controller, solve_with_pinocchio(controller.kinematics, controller._target_pose.raw_pose, qpos))
+
+
+def set_action_with_jacobian(controller: Any, action: Float[Tensor, "n a"]) -> None:
+    """`PDEEPosController.set_action` as on the GPU, for an action that moves the end effector from where it is.
+
+    ManiSkill computes the end effector's pose twice for it and then needs only the change.
+    """
+    action = _begin_action(controller, action)
+    if type(controller.config) is PDEEPosControllerConfig:
+        action = torch.hstack([action, action.new_zeros(len(action), 3)])
+    target = controller.kinematics.compute_ik(
+        action,
+        controller.articulation.get_qpos(),
+        is_delta_pose=True,
+        solver_config=controller.config.delta_solver_config,
+    )
+    _drive_to(controller, target)
+
+
+def moves_from_where_it_is(controller: Any) -> bool:
+    return controller.config.use_delta and not controller.config.use_target
+
+
+def _begin_action(controller: Any, action: Float[Tensor, "n a"]) -> Float[Tensor, "n a"]:
+    """The action in metres and radians."""
     action = controller._preprocess_action(action)
     controller._step = 0
     controller._start_qpos = controller.qpos
-    previous = controller._target_pose if controller.config.use_target else controller.ee_pose_at_base
-    controller._target_pose = controller.compute_target_pose(previous, action)
-    controller._target_qpos = solve_with_pinocchio(
-        controller.kinematics, controller._target_pose.raw_pose, controller.articulation.get_qpos()
-    )
+    return action
+
+
+def _drive_to(controller: Any, qpos: Float[Tensor, "n c"]) -> None:
+    controller._target_qpos = qpos
     if controller.config.interpolate:
-        controller._step_size = (controller._target_qpos - controller._start_qpos) / controller._sim_steps
+        controller._step_size = (qpos - controller._start_qpos) / controller._sim_steps
     else:
-        controller.set_drive_targets(controller._target_qpos)
+        controller.set_drive_targets(qpos)
 
 
 def check_frame(controller: Any) -> None:

@@ -210,6 +210,9 @@ def _patch_agents() -> None:
                 kinematics.set_action_with_pinocchio(controller, action)
                 return
             kinematics.check_frame(controller)
+            if kinematics.moves_from_where_it_is(controller):
+                kinematics.set_action_with_jacobian(controller, action)
+                return
         original(controller, action)
 
     @_wrap(BaseAgent, "set_action")
