@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from operator import add
 from typing import Any
 
 import numpy as np
+from sapien import physx
 
 from reinflow.envs.cpu_batch.buffers import HostBuffer
 
@@ -34,15 +35,9 @@ class ContactReader:
         self._pair_rows: dict[tuple[Body, Body], list[tuple[np.ndarray, int, float]]] = defaultdict(list)
         self._body_rows: dict[Body, list[tuple[np.ndarray, int]]] = defaultdict(list)
         self._fresh = False
-        self._scene_contacts: list[list[Any]] = []
 
-    @property
-    def in_use(self) -> bool:
-        return bool(self._queries)
-
-    def moved_on(self, scene_contacts: list[list[Any]]) -> None:
-        """The simulation stepped; `scene_contacts` are the new contact lists, empty when nobody asks for contacts."""
-        self._scene_contacts = scene_contacts
+    def moved_on(self) -> None:
+        """The simulation stepped."""
         self._fresh = False
 
     def add_pair_query(self, pairs: Sequence[tuple[Body, Body]]) -> ImpulseQuery:
@@ -64,18 +59,14 @@ class ContactReader:
         self._fresh = False
         return query
 
-    def read(self, fetch: Callable[[], list[list[Any]]]) -> None:
-        """Fill the impulses of every query, unless they are up to date.
-
-        `fetch` gets the contact lists of all scenes; it is called when none came with the last step.
-        """
+    def read(self, systems: Sequence[physx.PhysxCpuSystem]) -> None:
+        """Fill the impulses of every query, unless they are up to date."""
         if self._fresh:
             return
         for query in self._queries:
             query.cuda_impulses.array.fill(0)
-        self._scene_contacts = self._scene_contacts or fetch()
-        for contacts in self._scene_contacts:
-            for contact in contacts:
+        for system in systems:
+            for contact in system.get_contacts():
                 self._add_contact(contact)
         self._fresh = True
 

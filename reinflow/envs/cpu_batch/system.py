@@ -8,7 +8,8 @@ cache); link velocities and joint accelerations are copied when somebody reads t
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ MAX_SCENES = 900
 """per process: every PhysX scene takes a pthread key and there are 1024"""
 
 _POSE, _VELOCITY, _LINEAR, _ANGULAR = slice(0, 7), slice(7, 13), slice(7, 10), slice(10, 13)
+
+SetTarget = Callable[[float], None]
+"""sets the drive target of one joint"""
 
 _live_systems: weakref.WeakSet[BatchedPhysxCpuSystem] = weakref.WeakSet()
 
@@ -61,7 +65,7 @@ class BatchedPhysxCpuSystem:
         self.device = HostDevice()
         self._contacts = ContactReader()
         self._pending_steps = 0
-        self._pending_targets: list[list[tuple[Callable[[float], None], float]]] = [[] for _ in scenes]
+        self._pending_targets: list[list[Iterable[tuple[SetTarget, float]]]] = [[] for _ in scenes]
         self._state_fresh = False
         _live_systems.add(self)
 
@@ -113,18 +117,16 @@ class BatchedPhysxCpuSystem:
         count, self._pending_steps = self._pending_steps, 0
         if not count:
             return
-        packed, poses, contacts = [], [], []
+        packed, poses = [], []
         for scene, system, targets in zip(self._scenes, self.systems, self._pending_targets, strict=True):
-            for set_target, value in targets:
+            for set_target, value in chain.from_iterable(targets):
                 set_target(value)
             targets.clear()
             run_substeps(system, count)
             packed.append(system.pack())
             poses.append(scene.pack_poses())
-            if self._contacts.in_use:
-                contacts.append(system.get_contacts())
         self._unpack(packed, poses)
-        self._contacts.moved_on(contacts)
+        self._contacts.moved_on()
 
     # ---- buffers ----------------------------------------------------------------------------------------------------
 
@@ -144,12 +146,11 @@ class BatchedPhysxCpuSystem:
 
     def _read_drive_targets(self) -> None:
         position, velocity = self.cuda_articulation_target_qpos, self.cuda_articulation_target_qvel
-        self._set_target_position = np.empty(position.shape, object)
-        self._set_target_velocity = np.empty(position.shape, object)
-        for row, articulation in enumerate(self.layout.articulations):
-            for column, joint in enumerate(articulation.active_joints):
-                self._set_target_position[row, column] = joint.set_drive_target
-                self._set_target_velocity[row, column] = joint.set_drive_velocity_target
+        joints = [articulation.active_joints for articulation in self.layout.articulations]
+        self._set_target_position = [[joint.set_drive_target for joint in row] for row in joints]
+        self._set_target_velocity = [[joint.set_drive_velocity_target for joint in row] for row in joints]
+        for row, active in enumerate(joints):
+            for column, joint in enumerate(active):
                 position.array[row, column] = joint.drive_target[0]
                 velocity.array[row, column] = joint.drive_velocity_target[0]
         position.mark_seen()
@@ -286,13 +287,14 @@ class BatchedPhysxCpuSystem:
     def gpu_apply_articulation_target_velocity(self) -> None:
         self._apply_targets(self.cuda_articulation_target_qvel, self._set_target_velocity)
 
-    def _apply_targets(self, buffer: HostBuffer, setters: np.ndarray) -> None:
+    def _apply_targets(self, buffer: HostBuffer, setters: Sequence[Sequence[SetTarget]]) -> None:
         """Targets are set when their scene steps next, while it is in the cache."""
         self.run_pending_steps()
-        changed = buffer.changed().nonzero()
-        scenes = self.layout.articulation_scene[changed[0]].tolist()
-        for scene, set_target, value in zip(scenes, setters[changed], buffer.array[changed].tolist(), strict=True):
-            self._pending_targets[scene].append((set_target, value))
+        changed = buffer.changed()
+        rows = changed.any(1).nonzero()[0]
+        scenes, masks, values = self.layout.articulation_scene[rows], changed[rows], buffer.array[rows]
+        for row, scene, mask, value in zip(rows, scenes, masks.tolist(), values.tolist(), strict=True):
+            self._pending_targets[scene].append(compress(zip(setters[row], value, strict=False), mask))
         buffer.mark_seen()
 
     def gpu_apply_rigid_dynamic_force(self) -> None:
@@ -326,7 +328,7 @@ class BatchedPhysxCpuSystem:
 
     def _read_contacts(self) -> None:
         self.run_pending_steps()
-        self._contacts.read(lambda: [system.get_contacts() for system in self.systems])
+        self._contacts.read(self.systems)
 
 
 def run_substeps(system: physx.PhysxCpuSystem, count: int) -> None:
