@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,24 @@ def test_geo_jacobian_equals_pytorch_kinematics():
     qpos = env.agent.robot.get_qpos()[:, kinematics.active_ancestor_joint_idxs]
     expected = type(kinematics.pk_chain).jacobian(kinematics.pk_chain, qpos)
     torch.testing.assert_close(kinematics.pk_chain.jacobian(qpos), expected, atol=1e-5, rtol=0)
+
+
+def test_geo_jacobian_of_a_turning_and_a_sliding_joint_by_hand():
+    import sapien
+
+    from reinflow.envs.cpu_batch.kinematics import GeometricJacobian
+
+    def link(parent: Any, kind: str, before: sapien.Pose) -> Any:
+        joint = SimpleNamespace(type=kind, dof=1, pose_in_parent=before, pose_in_child=sapien.Pose())
+        return SimpleNamespace(joint=SimpleNamespace(_objs=[joint], parent_link=parent))
+
+    arm = link(SimpleNamespace(joint=None), "revolute", sapien.Pose())
+    slider = link(arm, "prismatic", sapien.Pose([0, 1, 0]))
+    jacobian = GeometricJacobian(slider)(torch.tensor([[torch.pi / 2, 0.3], [0.0, 0.5]]))
+    # the end is (slide, cos turn, sin turn): turning moves it by (0, -sin, cos), sliding by (1, 0, 0)
+    turning = torch.tensor([[0.0, -1, 0, 1, 0, 0], [0, 0, 1, 1, 0, 0]])
+    sliding = torch.tensor([[1.0, 0, 0, 0, 0, 0]] * 2)
+    torch.testing.assert_close(jacobian, torch.stack([turning, sliding], 2))
 
 
 def test_link_velocity_and_acceleration_are_read_lazily_and_equal_sapien():

@@ -25,49 +25,50 @@ _MAX_PIN_ITERATIONS = 100
 
 
 class GeometricJacobian:
-    """Jacobian, in the root frame, of a serial chain of revolute and prismatic joints, batched over envs."""
+    """Jacobian, in the root frame, of a serial chain of revolute and prismatic joints, batched over envs.
+
+    SAPIEN's joints act along their x axis. A pose is held by its columns, (column xyz env), so that a joint's motion is
+    a few products of rows; numpy's cost less than torch's at this size.
+    """
 
     def __init__(self, end_link: Any) -> None:
         joints, link = [], end_link
         while link is not None and link.joint is not None:
             joints.append(link.joint._objs[0])
             link = link.joint.parent_link
-        before, self._frames, revolute = torch.eye(4), [], []
+        before, self._frames, revolute = np.eye(4, dtype=np.float32), [], []
         for joint in reversed(joints):
             before = before @ _matrix(joint.pose_in_parent)
-            after = torch.linalg.inv(_matrix(joint.pose_in_child))
+            after = np.linalg.inv(_matrix(joint.pose_in_child))
             if joint.dof:
-                self._frames.append(before)
+                self._frames.append(before.T)
                 revolute.append("prismatic" not in joint.type)
                 before = after
             else:
                 before = before @ after
-        self._tail = before
-        self._revolute = torch.tensor(revolute)
+        self._tail = before[:, 3]
+        self._revolute = np.array(revolute)[:, None, None]
 
     def __call__(self, q: Float[Tensor, "n j"]) -> Float[Tensor, "n 6 j"]:
-        """Linear, then angular velocity of the end link per joint velocity; SAPIEN's joints act along their x axis."""
-        pose, axes, origins = torch.eye(4).expand(len(q), 4, 4), [], []
-        motions = self._joint_motions(q)
-        for index, frame in enumerate(self._frames):
-            pose = pose @ frame
-            axes.append(pose[:, :3, 0])
-            origins.append(pose[:, :3, 3])
-            pose = pose @ motions[:, index]
-        end = (pose @ self._tail)[:, :3, 3:]
-        axis, origin = torch.stack(axes, 2), torch.stack(origins, 2)
-        linear = torch.where(self._revolute, torch.cross(axis, end - origin, dim=1), axis)
-        return torch.cat([linear, torch.where(self._revolute, axis, 0.0)], 1)
-
-    def _joint_motions(self, q: Float[Tensor, "n j"]) -> Float[Tensor, "n j 4 4"]:
-        angle, shift = torch.where(self._revolute, q, 0.0), torch.where(self._revolute, 0.0, q)
-        motions = torch.zeros(*q.shape, 4, 4)
-        motions[..., 0, 0] = motions[..., 3, 3] = 1
-        motions[..., 0, 3] = shift
-        motions[..., 1, 1] = motions[..., 2, 2] = angle.cos()
-        motions[..., 2, 1] = angle.sin()
-        motions[..., 1, 2] = -motions[..., 2, 1]
-        return motions
+        """Linear, then angular velocity of the end link per joint velocity."""
+        joints = q.numpy().T
+        poses = np.empty((len(joints), 4, 3, len(q)), np.float32)
+        before = np.repeat(np.eye(4, 3, dtype=np.float32)[..., None], len(q), 2)
+        for frame, pose, revolute, joint, cos, sin in zip(
+            self._frames, poses, self._revolute, joints, np.cos(joints), np.sin(joints), strict=True
+        ):
+            np.matmul(frame, before.reshape(4, -1), out=pose.reshape(4, -1))
+            x, y, z, origin = pose
+            if revolute:
+                pose[1], pose[2] = y * cos + z * sin, z * cos - y * sin
+            else:
+                origin += x * joint
+            before = pose
+        end = (self._tail @ before.reshape(4, -1)).reshape(3, -1)
+        axis, lever = poses[:, 0], end - poses[:, 3]
+        turned = axis[:, [1, 2, 0]] * lever[:, [2, 0, 1]] - axis[:, [2, 0, 1]] * lever[:, [1, 2, 0]]
+        linear, angular = np.where(self._revolute, turned, axis), np.where(self._revolute, axis, np.float32(0))
+        return torch.from_numpy(np.concatenate([linear, angular], 1)).permute(2, 1, 0)
 
 
 def use_geometric_jacobian(kinematics: Any) -> None:
@@ -159,5 +160,5 @@ def parse_ik(name: str | None) -> Ik:
     return cast(Ik, ik)
 
 
-def _matrix(pose: sapien.Pose) -> Float[Tensor, "4 4"]:
-    return torch.from_numpy(pose.to_transformation_matrix().astype(np.float32))
+def _matrix(pose: sapien.Pose) -> Float[np.ndarray, "4 4"]:
+    return pose.to_transformation_matrix().astype(np.float32)
