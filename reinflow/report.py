@@ -125,9 +125,12 @@ def verdict(summaries: list[Summary]) -> str:
         names = [s.key for s, differs in judged if differs and sign * (s.final - baseline.final) > 0]
         if names:
             parts.append(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} {word} than the baseline")
-    unclear = sum(not differs for _, differs in judged)
-    parts.append(f"{unclear} of {len(judged)} configurations can't be told from it (95 % level, Welch's t test)")
-    chance = (1 - CONFIDENCE) * sum(differs is not None for _, differs in judged)
+    comparable = sum(differs is not None for _, differs in judged)
+    unclear = sum(differs is False for _, differs in judged)
+    parts.append(f"{unclear} of {comparable} configurations can't be told from it (95 % level, Welch's t test)")
+    if comparable < len(judged):
+        parts.append(f"{len(judged) - comparable} have one seed, which can't be compared")
+    chance = (1 - CONFIDENCE) * comparable
     return f"{'; '.join(parts)}. By chance alone about {chance:.1f} would look different."
 
 
