@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from reinflow.acceleration import AccelerationConfig
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPOConfig
+from reinflow.cli import USER_ERROR, fail
 from reinflow.policies import PolicySpec, build_policy
 
 STATE_DIM, ACTION_DIM = 42, 7
+GRAPHS = AccelerationConfig(cuda_graphs=True)
 
 
 def device() -> torch.device:
@@ -38,3 +42,14 @@ def make_agent(
 def conditions(agent: ReinFlowAgent, rows: int) -> Tensor:
     generator = torch.Generator(agent.policy.device).manual_seed(1)
     return torch.randn(rows, agent.policy.spec.cond_dim, generator=generator, device=agent.policy.device)
+
+
+def add_graphs_flag(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("--cuda_graphs", action="store_true", help="time the product with CUDA graphs too")
+
+
+def wants_graphs(args: argparse.Namespace) -> bool:
+    """Whether that flag is set; exits where plain code would run under the name of graphs."""
+    if args.cuda_graphs and device().type != "cuda":
+        fail("--cuda_graphs needs a GPU and torch sees none: leave it out on this machine", USER_ERROR)
+    return args.cuda_graphs

@@ -37,7 +37,8 @@ class Comparison:
     case: str
     seconds: dict[str, list[float]]
     """per call, of every round"""
-    largest_difference: float
+    relative_difference: float
+    """see `disagreement`"""
     operations: dict[str, int]
     """dispatched tensor operations of one call"""
 
@@ -68,7 +69,7 @@ class Comparison:
             "ratio": {name: {"median": statistics.median(v), "rounds": v} for name, v in self.ratios.items()},
             "seconds": self.seconds,
             "operations": self.operations,
-            "largest_difference": self.largest_difference,
+            "relative_difference": self.relative_difference,
         }
 
 
@@ -84,16 +85,20 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def disagreement(results: Sequence[dict[str, Tensor]]) -> float:
+    """Largest difference to the first of `results`, as a share of the largest number under the same name."""
+    found = []
+    for name, expected in results[0].items():
+        scale = expected.double().abs().max().clamp_min(torch.finfo(torch.double).tiny)
+        found += [(expected.double() - result[name].double()).abs().max() / scale for result in results[1:]]
+    return torch.stack(found).max().item()  # unlike Python's, this maximum keeps a NaN
+
+
 def compare(case: str, variants: Sequence[Variant], rounds: int, tolerance: float, least: float = 0.05) -> Comparison:
-    """Raises SystemExit where a variant's results differ by more than `tolerance` from the first one's."""
-    results = [variant.run() for variant in variants]
-    difference = max(
-        (results[0][name].double() - result[name].double()).abs().max().item()
-        for result in results[1:]
-        for name in results[0]
-    )
+    """Raises SystemExit where a variant's results differ from the first one's by a share of more than `tolerance`."""
+    difference = disagreement([variant.run() for variant in variants])
     if not difference <= tolerance:
-        raise SystemExit(f"{case}: the variants differ by {difference:.2e}, so nothing was timed")
+        raise SystemExit(f"{case}: the variants differ by {difference:.2e} of the result, so nothing was timed")
     operations = {}
     for variant in variants:
         with Count() as count:
@@ -153,10 +158,20 @@ def parser(description: str) -> argparse.ArgumentParser:
     return flags
 
 
-def report(benchmark: str, args: argparse.Namespace, comparisons: Sequence[Comparison]) -> None:
+def report(
+    benchmark: str,
+    args: argparse.Namespace,
+    comparisons: Sequence[Comparison],
+    details: Sequence[dict[str, Any]] | None = None,
+    others: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Print the comparisons; save them with the `details` of each, and `others` after them."""
     for comparison in comparisons:
         print("\n".join(comparison.lines()))
-    save(benchmark, args, [comparison.row() for comparison in comparisons])
+    rows = [comparison.row() for comparison in comparisons]
+    if details is not None:
+        rows = [row | more for row, more in zip(rows, details, strict=True)]
+    save(benchmark, args, [*rows, *others])
 
 
 def save(benchmark: str, args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:

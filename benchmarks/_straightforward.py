@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from unittest import mock
 
@@ -37,7 +37,7 @@ class LoopedChunks:
         return self._obs()
 
     def step_chunk(self, actions: Tensor) -> ChunkStep:
-        low, high = (torch.tensor(bound) for bound in (self.spec.action_low, self.spec.action_high))
+        low, high = (self._tensor(bound) for bound in (self.spec.action_low, self.spec.action_high))
         count = self.num_envs
         broken = [not bool(action.isfinite().all()) for action in actions]
         rewards, executed = [0.0] * count, [0] * count
@@ -61,31 +61,34 @@ class LoopedChunks:
                 terminated[i] = bool(step.terminated[i])
                 truncated[i] = not terminated[i] and self.lengths[i] >= self.spec.max_episode_steps
         episode = EpisodeStats(
-            torch.tensor(self.returns),
-            torch.tensor(self.lengths),
-            torch.tensor(self.once),
-            torch.tensor(self.at_end),
+            self._tensor(self.returns),
+            self._tensor(self.lengths),
+            self._tensor(self.once),
+            self._tensor(self.at_end),
         )
         final_obs = self._obs()
         self._restart([i for i in range(count) if broken[i] or terminated[i] or truncated[i]])
         return ChunkStep(
             self._obs(),
             final_obs,
-            torch.tensor(rewards),
-            torch.tensor(executed),
-            torch.tensor(terminated),
-            torch.tensor(truncated),
+            self._tensor(rewards),
+            self._tensor(executed),
+            self._tensor(terminated),
+            self._tensor(truncated),
             episode,
-            torch.tensor(broken),
+            self._tensor(broken),
         )
 
     def _restart(self, ended: list[int]) -> None:
         if not ended:
             return
-        frame = self.env.reset(env_idx=torch.tensor(ended))["state"]
+        frame = self.env.reset(env_idx=self._tensor(ended))["state"]
         for i in ended:
             self.history[i] = [frame[i]] * self.obs_horizon
             self.returns[i], self.lengths[i], self.once[i], self.at_end[i] = 0.0, 0, False, False
+
+    def _tensor(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, device=self.device)
 
     def _obs(self) -> Obs:
         return {"state": torch.stack([torch.stack(frames) for frames in self.history])}

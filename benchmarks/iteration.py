@@ -5,15 +5,20 @@ The envs are SyntheticChunk-v0, not a simulator: what is measured is everything 
 
 from __future__ import annotations
 
+import argparse
 import copy
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks._agents import ACTION_DIM, STATE_DIM, device, make_agent
-from benchmarks._compare import Variant, compare, parser, report, stopwatch
+from benchmarks._agents import ACTION_DIM, GRAPHS, STATE_DIM, add_graphs_flag, device, make_agent, wants_graphs
+from benchmarks._compare import Comparison, Variant, compare, parser, report, stopwatch, synchronize
 from benchmarks._straightforward import LoopedChunks, straightforward
+from reinflow.acceleration import AccelerationConfig
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO, PPOConfig
 from reinflow.algos.rollout import RolloutBuffer
@@ -24,41 +29,91 @@ from reinflow.types import ChunkEnv
 
 GAMMA = 0.97
 OBS_HORIZON = 2
+NOTE = "the envs are SyntheticChunk-v0, not a simulator"
+COLLECTED = ("actions", "log_probs", "reward", "executed", "advantages", "returns")
+TOLERANCE = 1e-2
+"""of what must agree; float32 moved single weights by up to 7e-4 of the largest movement, everything else by 3e-7"""
 
 
 class Iteration:
-    """Rollouts, and updates where `epochs` is not 0, of an agent of its own."""
+    """Rollouts, and updates where `epochs` is not 0, of an agent of its own, inside the context that `way` makes."""
 
-    def __init__(self, agent: ReinFlowAgent, env: ChunkEnv, decisions: int, epochs: int):
-        self.agent, self.env, self.epochs = agent, env, epochs
+    def __init__(
+        self,
+        agent: ReinFlowAgent,
+        env: ChunkEnv,
+        decisions: int,
+        epochs: int,
+        way: Callable[[], AbstractContextManager[None]] = nullcontext,
+        acceleration: AccelerationConfig | None = None,
+    ):
+        self.agent, self.env, self.epochs, self.way = agent, env, epochs, way
         self.generator = torch.Generator(env.device)
-        self.learner = PPO(agent, agent.config)
+        if acceleration is not None:
+            agent.accelerate_(acceleration)
+        self.learner = PPO(agent, agent.config, acceleration)
         spec = agent.policy.spec
         size = (decisions * env.num_envs, spec.cond_dim, spec.pred_horizon, spec.action_dim)
         self.buffer = RolloutBuffer(*size, num_inference_steps=agent.actor.num_steps, device=env.device)
+        self.initial = self.weights()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies, by who steps them: their learning rates differ, so one's movement would hide another's."""
+        groups = {
+            "velocity": self.learner.velocity_parameters,
+            "noise": self.learner.noise_parameters,
+            "critic": self.learner.critic_parameters,
+        }
+        return {name: torch.cat([p.detach().flatten() for p in group]) for name, group in groups.items()}
 
     def __call__(self) -> dict[str, Tensor]:
-        obs = self.env.reset(seed=0)
-        collect(self.agent, self.env, obs, self.buffer, self.generator.manual_seed(0))
-        results = {name: self.buffer.data[name].clone() for name in ("log_probs", "reward", "executed", "advantages")}
-        if self.epochs:
-            self.learner.update(self.buffer, self.generator)
-            results["weights"] = torch.cat([p.detach().flatten() for p in self.agent.parameters()])
+        with self.way():
+            obs = self.env.reset(seed=0)
+            collect(self.agent, self.env, obs, self.buffer, self.generator.manual_seed(0))
+            results = {name: self.buffer.data[name].clone() for name in COLLECTED}
+            if self.epochs:
+                self.learner.update(self.buffer, self.generator)
+                moved = {name: values - self.initial[name] for name, values in self.weights().items()}
+                results |= {f"movement of {name}": values for name, values in moved.items()}
         return results
 
+    def shares(self) -> dict[str, float]:
+        """Of one iteration's time, by part."""
+        parts = {
+            "envs": (self.env, "step_chunk"),
+            "policy": (self.agent, "get_action"),
+            "critic": (self.agent, "get_value"),
+            "buffer": (self.buffer, "add"),
+            "advantages": (self.buffer, "compute_returns_and_advantages"),
+            "update": (self.learner, "update"),
+        }
+        with stopwatch(parts) as seconds:
+            start = time.perf_counter()
+            self()
+            synchronize()
+            total = time.perf_counter() - start
+        seconds["rest"] = total - sum(seconds.values())
+        return {name: part / total for name, part in seconds.items()}
 
-def shares(iteration: Iteration) -> str:
-    parts = {
-        "envs": (iteration.env, "step_chunk"),
-        "policy": (iteration.agent, "get_action"),
-        "update": (iteration.learner, "update"),
-    }
-    with stopwatch(parts) as seconds:
-        start = time.perf_counter()
-        iteration()
-        total = time.perf_counter() - start
-    seconds["rest"] = total - sum(seconds.values())
-    return ", ".join(f"{name} {part / total:.0%}" for name, part in seconds.items())
+
+def measured(net: str, envs: int, args: argparse.Namespace, epochs: int) -> tuple[Comparison, dict[str, Any]]:
+    """The variants side by side, and what their row says besides."""
+    config = PPOConfig(ppo_epochs=max(epochs, 1), minibatch_size=args.minibatch_size)
+    agent = make_agent(net, args.horizon, args.k, config)  # type: ignore[arg-type]
+
+    def iteration(kind: type[LoopedChunks] | type[ActionChunk], **options: AccelerationConfig) -> Iteration:
+        own = copy.deepcopy(agent)
+        env = kind(SyntheticEnv(envs, device(), STATE_DIM, ACTION_DIM), args.horizon // 2, OBS_HORIZON, GAMMA)
+        way = nullcontext if kind is ActionChunk else lambda: straightforward(own)
+        return Iteration(own, env, args.decisions, epochs, way, **options)
+
+    ways = {"straightforward": iteration(LoopedChunks), "product": iteration(ActionChunk)}
+    if wants_graphs(args):
+        ways["product with CUDA graphs"] = iteration(ActionChunk, acceleration=GRAPHS)
+    case = f"{net}, {envs} synthetic envs x {args.decisions} decisions, K = {args.k}, H = {args.horizon}"
+    variants = [Variant(name, way) for name, way in ways.items()]
+    comparison = compare(case, variants, args.rounds, TOLERANCE)
+    return comparison, {"envs": NOTE, "shares": {name: way.shares() for name, way in ways.items()}}
 
 
 def main(rollout_only: bool = False) -> None:
@@ -70,30 +125,19 @@ def main(rollout_only: bool = False) -> None:
     flags.add_argument("--horizon", type=int, default=16, help="predicted env steps; half of them are executed")
     flags.add_argument("--epochs", type=int, default=4, help="passes of an update over its rollout")
     flags.add_argument("--minibatch_size", type=int, default=256, help="decisions of a gradient step")
+    add_graphs_flag(flags)
     args = flags.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    print(f"Note: {NOTE}.")
     epochs = 0 if rollout_only else args.epochs
-    config = PPOConfig(ppo_epochs=max(epochs, 1), minibatch_size=args.minibatch_size)
-    comparisons = []
-    for net in args.net:
-        for envs in args.num_envs:
-            agents = [make_agent(net, args.horizon, args.k, config)]
-            agents.append(copy.deepcopy(agents[0]))
-            chunk = (args.horizon // 2, OBS_HORIZON, GAMMA)
-            parts = [SyntheticEnv(envs, device(), STATE_DIM, ACTION_DIM) for _ in agents]
-            slow = Iteration(agents[0], LoopedChunks(parts[0], *chunk), args.decisions, epochs)
-            fast = Iteration(agents[1], ActionChunk(parts[1], *chunk), args.decisions, epochs)
-
-            def as_first_written(slow=slow) -> dict[str, Tensor]:
-                with straightforward(slow.agent):
-                    return slow()
-
-            case = f"{net}, {envs} synthetic envs x {args.decisions} decisions, K = {args.k}, H = {args.horizon}"
-            variants = [Variant("straightforward", as_first_written), Variant("product", fast)]
-            comparisons.append(compare(case, variants, args.rounds, tolerance=5e-2))
-            print(f"{case}: {shares(fast)}")
-    report("rollout" if rollout_only else "iteration", args, comparisons)
+    found = [measured(net, envs, args, epochs) for net in args.net for envs in args.num_envs]
+    comparisons, details = zip(*found, strict=True)
+    report("rollout" if rollout_only else "iteration", args, comparisons, details)
+    for comparison, detail in found:
+        for name, parts in detail["shares"].items():
+            shares = ", ".join(f"{part} {share:.1%}" for part, share in parts.items())
+            print(f"{comparison.case}, {name}: {shares}")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
-from benchmarks._agents import conditions, make_agent
+from benchmarks._agents import GRAPHS, add_graphs_flag, conditions, make_agent, wants_graphs
 from benchmarks._compare import Variant, compare, parser, report
 from benchmarks._straightforward import two_passes
+from reinflow.acceleration import WARMUPS
 from reinflow.policies.chain import draws
 from reinflow.types import Chain
 
@@ -17,12 +20,15 @@ def main() -> None:
     flags.add_argument("--net", nargs="+", default=["unet", "mlp"], help="networks")
     flags.add_argument("--k", type=int, default=8, help="denoising steps")
     flags.add_argument("--horizon", type=int, default=16, help="predicted env steps")
+    add_graphs_flag(flags)
     args = flags.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     comparisons = []
     for net in args.net:
         agent = make_agent(net, args.horizon, args.k)
+        replaying = copy.deepcopy(agent)
+        replaying.accelerate_(GRAPHS)
         for rows in args.batch:
             cond = conditions(agent, rows)
             generator = torch.Generator(cond.device)
@@ -30,13 +36,20 @@ def main() -> None:
             def one_pass(agent=agent, cond=cond, generator=generator) -> dict[str, torch.Tensor]:
                 return results(agent.get_action(cond, generator.manual_seed(0)))
 
+            def one_graph(one_pass=one_pass, replaying=replaying) -> dict[str, torch.Tensor]:
+                return one_pass(agent=replaying)
+
             @torch.no_grad()
             def drawn_and_scored(agent=agent, cond=cond, generator=generator) -> dict[str, torch.Tensor]:
                 noise = draws(agent.actor, cond, generator.manual_seed(0))
                 return results(Chain(*two_passes(agent, cond, *noise)))
 
             variants = [Variant("two passes", drawn_and_scored), Variant("one pass", one_pass)]
-            comparisons.append(compare(f"{net}, {rows} envs, K = {args.k}", variants, args.rounds, tolerance=5e-2))
+            if wants_graphs(args):
+                for _ in range(WARMUPS):
+                    one_graph()  # so that it is a graph that has to agree
+                variants.append(Variant("one CUDA graph", one_graph))
+            comparisons.append(compare(f"{net}, {rows} envs, K = {args.k}", variants, args.rounds, tolerance=1e-4))
     report("sampler", args, comparisons)
 
 

@@ -53,10 +53,10 @@ def main() -> None:
 
             case = f"{net}, B = {args.batch}, K = {args.k}, H = {horizon}"
             ways = [Variant("loop over k", looped), Variant("one batch", folded)]
-            comparisons.append(compare(case, ways, args.rounds, tolerance=5e-2))
+            comparisons.append(compare(case, ways, args.rounds, tolerance=1e-3))
             if net == "unet":
                 nets = [Variant("plain", plain), Variant("split", folded)]
-                comparisons.append(compare(f"{case}, FiLM and short GEMM", nets, args.rounds, tolerance=5e-2))
+                comparisons.append(compare(f"{case}, FiLM and short GEMM", nets, args.rounds, tolerance=1e-3))
     report("update", args, comparisons)
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from benchmarks._compare import disagreement
+from benchmarks._straightforward import LoopedChunks
+from reinflow.algos.ppo import PPO
+from reinflow.envs.synthetic import SyntheticEnv
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -49,6 +55,73 @@ def test_it_runs_and_writes_its_rows_with_their_machine(run, name, capsys):
     assert written["rows"]
     assert written["machine"]["torch"] == torch.__version__
     assert capsys.readouterr().out
+
+
+def test_an_iteration_says_what_its_envs_are_and_where_each_variant_spends_its_time(run, capsys):
+    (row,) = run("iteration", TINY["iteration"])["rows"]
+    assert "SyntheticChunk-v0, not a simulator" in row["envs"]
+    assert "SyntheticChunk-v0, not a simulator" in capsys.readouterr().out
+    for shares in (row["shares"]["straightforward"], row["shares"]["product"]):
+        assert {"envs", "policy", "critic", "buffer", "update"} <= shares.keys()
+        assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_a_rollout_has_no_update_and_can_use_graphs(run, monkeypatch):
+    monkeypatch.setattr("benchmarks.iteration.wants_graphs", lambda args: True)  # on a CPU they are plain code
+    (row,) = run("rollout", TINY["rollout"])["rows"]
+    assert row["ratio"].keys() == {"product", "product with CUDA graphs"}
+    assert "update" not in row["shares"]["product"]
+
+
+@pytest.mark.parametrize("name", ["iteration", "rollout", "sampler"])
+def test_graphs_are_not_claimed_where_there_is_no_gpu(run, name, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit) as ended:
+        run(name, f"{TINY[name]} --cuda_graphs")
+    assert ended.value.code == 2
+    assert "--cuda_graphs needs a GPU" in capsys.readouterr().err
+
+
+def wrong(rows: dict, fault: str) -> dict:
+    if fault == "another objective":
+        return rows | {"advantages": -rows["advantages"]}
+    return rows | {"returns": rows["returns"] + 1}
+
+
+@pytest.mark.parametrize("fault", ["another objective", "other returns"])
+def test_an_update_that_computes_something_else_is_not_timed(run, monkeypatch, fault):
+    learners, step = [], PPO.step
+
+    def only_the_first_is_right(self, rows):
+        learners.append(self) if self not in learners else None
+        return step(self, rows if self is learners[0] else wrong(rows, fault))
+
+    monkeypatch.setattr(PPO, "step", only_the_first_is_right)
+    with pytest.raises(SystemExit, match="the variants differ by"):
+        run("iteration", TINY["iteration"])
+
+
+def test_a_disagreement_is_a_share_of_its_own_result_and_keeps_a_nan():
+    # 1 of 100 under one name, .001 of .002 under another: the second is the larger share, 1/2
+    results = [
+        {"large": torch.tensor([100.0, 0.0]), "small": torch.tensor([0.002])},
+        {"large": torch.tensor([100.0, 1.0]), "small": torch.tensor([0.001])},
+    ]
+    assert disagreement(results) == pytest.approx(0.5)
+    broken = {"large": torch.tensor([100.0, 0.0]), "small": torch.tensor([float("nan")])}
+    assert math.isnan(disagreement([results[0], broken]))
+    assert disagreement([{"flag": torch.zeros(2)}, {"flag": torch.zeros(2)}]) == 0
+
+
+def test_straightforward_chunks_stay_on_the_device_of_their_envs():
+    env = LoopedChunks(SyntheticEnv(3, "cpu", state_dim=4, action_dim=2, max_episode_steps=3), 2, 2, gamma=0.97)
+    env.reset(seed=0)
+    actions = torch.zeros(3, 2, 2)
+    with torch.device("meta"):  # a tensor made without the env's device lands there, and meets none of the others
+        steps = [env.step_chunk(actions) for _ in range(2)]
+    assert steps[1].truncated.all()
+    assert {value.device.type for step in steps for value in (step.reward, step.terminated, step.broken)} == {"cpu"}
 
 
 def test_two_checkouts_take_turns(run, capsys):
