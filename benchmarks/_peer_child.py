@@ -1,23 +1,28 @@
-"""One side of `python -m benchmarks peer`: speaks the guide's interface only, so any implementation of it can be timed.
+"""One side of a benchmark's `--peer`: speaks the guide's interface only, so any implementation of it can be timed.
 
 Run by its path with PYTHONPATH at the implementation. The first line of stdin is JSON with the sizes; each further line
-is `CASE REPEATS`, answered with seconds per call. What is missing is answered with `error: ...`.
+is `[CASE, REPEATS]`, answered with seconds per call. What is missing is answered with `error: ...`.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import pkgutil
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 
 def find(package: str, name: str) -> Any:
     """The attribute `name` of a package, or of the first of its modules that defines it."""
     module = importlib.import_module(package)
+    place = Path(next(iter(module.__path__))).resolve()
+    if Path.cwd().resolve() not in place.parents:
+        raise LookupError(f"its {package} is no package of Python's, which took {place} instead")
     if hasattr(module, name):
         return getattr(module, name)
     for found in pkgutil.walk_packages(module.__path__, f"{package}."):
@@ -89,23 +94,39 @@ def cases(sizes: dict[str, int]) -> dict[str, Callable[[], object]]:
     return {"network": network, "network and gradient": network_gradient, "sample": sample, "loss and gradient": update}
 
 
-def main() -> None:
+def answered(answer: IO[str], function: Callable[[], Any]) -> bool:
+    """Write what `function` gives, or what it raises."""
+    try:
+        line = json.dumps(function())
+    except Exception as error:  # whatever another implementation raises is its answer
+        line = f"error: {type(error).__name__}: {error}".replace("\n", " ")
+    print(line, file=answer, flush=True)
+    return not line.startswith("error: ")
+
+
+def timed(run: Callable[[], object], repeats: int) -> float:
     import torch
 
-    try:
-        made = cases(json.loads(sys.stdin.readline()))
-    except Exception as error:  # whatever another implementation raises is its answer
-        print(f"error: {type(error).__name__}: {error}".replace("\n", " "), flush=True)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def main() -> None:
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # an implementation may print, which is no answer
+    sys.path.pop(0)  # the folder of this file, whose names are not the implementation's
+    made: dict[str, Callable[[], object]] = {}
+    sizes = json.loads(sys.stdin.readline())
+    if not answered(answer, lambda: made.update(cases(sizes)) or list(made)):
         return
-    print(json.dumps(list(made)), flush=True)
     for line in sys.stdin:
         name, repeats = json.loads(line)
-        start = time.perf_counter()
-        for _ in range(repeats):
-            made[name]()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        print(json.dumps((time.perf_counter() - start) / repeats), flush=True)
+        if not answered(answer, lambda name=name, repeats=repeats: timed(made[name], repeats)):
+            return
 
 
 if __name__ == "__main__":

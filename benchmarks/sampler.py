@@ -8,6 +8,7 @@ import torch
 
 from benchmarks._agents import GRAPHS, add_graphs_flag, conditions, make_agent, wants_graphs
 from benchmarks._compare import Variant, compare, parser, report
+from benchmarks._peer import add_peer_flag, beside
 from benchmarks._straightforward import two_passes
 from reinflow.acceleration import WARMUPS
 from reinflow.policies.chain import draws
@@ -21,9 +22,11 @@ def main() -> None:
     flags.add_argument("--k", type=int, default=8, help="denoising steps")
     flags.add_argument("--horizon", type=int, default=16, help="predicted env steps")
     add_graphs_flag(flags)
+    add_peer_flag(flags)
     args = flags.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    theirs = [row for rows in args.batch for row in beside(args, rows, args.horizon, args.k, ("network", "sample"))]
     comparisons = []
     for net in args.net:
         agent = make_agent(net, args.horizon, args.k)
@@ -50,7 +53,7 @@ def main() -> None:
                     one_graph()  # so that it is a graph that has to agree
                 variants.append(Variant("one CUDA graph", one_graph))
             comparisons.append(compare(f"{net}, {rows} envs, K = {args.k}", variants, args.rounds, tolerance=1e-4))
-    report("sampler", args, comparisons)
+    report("sampler", args, comparisons, others=theirs)
 
 
 def results(chain: Chain) -> dict[str, torch.Tensor]:

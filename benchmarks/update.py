@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks._agents import conditions, make_agent
 from benchmarks._compare import Variant, compare, parser, report
+from benchmarks._peer import add_peer_flag, beside
 from benchmarks._straightforward import looped_moments, unsplit
 from reinflow.policies.chain import chain_log_prob, chain_moments
 
@@ -20,9 +21,12 @@ def main() -> None:
     flags.add_argument("--net", nargs="+", default=["unet", "mlp"], help="networks")
     flags.add_argument("--k", type=int, default=8, help="denoising steps")
     flags.add_argument("--horizon", type=int, nargs="+", default=[16, 8], help="predicted env steps")
+    add_peer_flag(flags)
     args = flags.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    parts = ("network and gradient", "loss and gradient")
+    theirs = [row for horizon in args.horizon for row in beside(args, args.batch, horizon, args.k, parts)]
     comparisons = []
     for net in args.net:
         for horizon in args.horizon:
@@ -57,7 +61,7 @@ def main() -> None:
             if net == "unet":
                 nets = [Variant("plain", plain), Variant("split", folded)]
                 comparisons.append(compare(f"{case}, FiLM and short GEMM", nets, args.rounds, tolerance=1e-3))
-    report("update", args, comparisons)
+    report("update", args, comparisons, others=theirs)
 
 
 if __name__ == "__main__":

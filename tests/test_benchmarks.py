@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from benchmarks._compare import disagreement
+from benchmarks._peer_child import find
 from benchmarks._straightforward import LoopedChunks
 from reinflow.algos.ppo import PPO
 from reinflow.envs.synthetic import SyntheticEnv
@@ -124,22 +126,82 @@ def test_straightforward_chunks_stay_on_the_device_of_their_envs():
     assert {value.device.type for step in steps for value in (step.reward, step.terminated, step.broken)} == {"cpu"}
 
 
-def test_two_checkouts_take_turns(run, capsys):
-    rows = run("peer", f"--peer {ROOT} --rows 2 --horizon 4 --k 1 --threads 1")["rows"]
-    assert [row["case"] for row in rows] == ["network", "network and gradient", "sample", "loss and gradient"]
+def checkout(path: Path, prints: bool = False) -> Path:
+    """Our own packages as another implementation."""
+    for package in ("nets", "reinflow"):
+        shutil.copytree(ROOT / package, path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    if prints:
+        (path / "nets" / "__init__.py").write_text("print('using a CPU')\n")
+    return path
+
+
+def test_two_checkouts_take_turns_even_where_one_prints(run, capsys, tmp_path):
+    peer = checkout(tmp_path / "other", prints=True)
+    rows = run("peer", f"--peer {peer} --rows 2 --horizon 4 --k 1 --threads 1")["rows"]
+    assert [row["part"] for row in rows] == ["network", "network and gradient", "sample", "loss and gradient"]
     assert all(len(row["seconds"][side]) == 2 for row in rows for side in ("ours", "peer"))
     assert "x our time" in capsys.readouterr().out
 
 
-def test_a_checkout_without_the_interface_is_refused_in_one_sentence(tmp_path):
+PARTS = {
+    "sampler": ["network", "sample"],
+    "update": ["network and gradient", "loss and gradient"],
+    "latency": ["sample"],
+}
+
+
+class InstantSide:
+    """Two processes that import torch would take seconds."""
+
+    def __init__(self, path: Path, sizes: dict[str, int]):
+        self.pace = 1.0 if path == ROOT else 3.0
+        self.cases = ["network", "network and gradient", "sample", "loss and gradient"]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def seconds(self, case: str, repeats: int) -> float:
+        return self.pace
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_peer_goes_beside_the_benchmark_that_it_belongs_to(run, name, monkeypatch, tmp_path):
+    monkeypatch.setattr("benchmarks._peer.Side", InstantSide)
+    for package in ("nets", "reinflow"):
+        (tmp_path / package).mkdir()
+    rows = [row for row in run(name, f"{TINY[name]} --peer {tmp_path}")["rows"] if "part" in row]
+    assert list(dict.fromkeys(row["part"] for row in rows)) == PARTS[name]
+    assert all(row["ratio"] == [3.0, 3.0] for row in rows)  # the peer's 3 s over our 1 s
+
+
+@pytest.mark.parametrize("name", ["peer", *PARTS])
+def test_a_checkout_without_the_interface_is_refused_in_one_sentence(run, name, tmp_path, capfd):
     def refused() -> str:
-        words = [sys.executable, "-m", "benchmarks", "peer", "--peer", str(tmp_path)]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 2
-        return done.stderr
+        with pytest.raises(SystemExit) as ended:
+            run(name, f"{TINY.get(name, '')} --peer {tmp_path} --threads 1")
+        assert ended.value.code == 2
+        said = capfd.readouterr().err
+        assert said.count("\n") == 1
+        return said
 
     assert "has no package nets" in refused()
-    for name in ("nets", "reinflow"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").touch()
+    if name != "peer":
+        return  # the rest is the same for all, and starts a process
+    for package in ("nets", "reinflow"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
     assert "nets has no ShortCutVelocityUNet1D; it needs the interface of the guide" in refused()
+
+
+def test_a_package_that_python_takes_from_elsewhere_is_not_timed_as_the_peers(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere" / "fake_nets").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "fake_nets" / "__init__.py").touch()
+    (tmp_path / "peer" / "fake_nets").mkdir(parents=True)  # without __init__.py, so the other one wins
+    monkeypatch.chdir(tmp_path / "peer")
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
+    monkeypatch.syspath_prepend(tmp_path / "peer")
+    with pytest.raises(LookupError, match=r"took .*elsewhere/fake_nets instead"):
+        find("fake_nets", "ShortCutVelocityUNet1D")
