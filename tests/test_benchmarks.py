@@ -6,7 +6,6 @@ import importlib
 import json
 import math
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
