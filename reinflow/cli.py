@@ -8,6 +8,7 @@ A config composes smaller ones as `env: Flat[EnvConfig]`: nested and typed in co
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import select
@@ -16,7 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 
@@ -30,6 +31,10 @@ __all__ = ["Flat", "as_flags", "flat_fields", "parse", "run_script", "with_flags
 C = TypeVar("C")
 
 USER_ERROR, INTERRUPTED, NO_READER = 2, 130, 141
+REFUSALS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ENOTDIR,
+}  # fmt: skip
+"""what a disk says that is full, read-only, forbidden or broken, and what a lost terminal says"""
 
 
 def run_script(
@@ -60,20 +65,43 @@ def run_script(
 
 @contextmanager
 def quiet_when_unread() -> Iterator[None]:
-    """Ends with 141, as a shell has it, and no traceback where whoever read the output has left: `| head`."""
+    """Ends with 141, as a shell has it, and no traceback where whoever read the output has left: `| head`.
+
+    Other files and outputs that can't be written end in a sentence.
+    """
+    if sys.stdout is None:  # whoever started this process closed it
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         try:
             yield
-        finally:
-            sys.stdout.flush()
+        except SystemExit as leaving:
+            with suppress(OSError) if leaving.code else nullcontext():
+                sys.stdout.flush()
+            raise
+        sys.stdout.flush()
     except BrokenPipeError:
-        output = sys.stdout.fileno()
         poll = select.poll()
-        poll.register(output, select.POLLOUT)
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
         if not any(event & select.POLLERR for _, event in poll.poll(0)):
             raise  # another pipe broke
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
         raise SystemExit(NO_READER) from None
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        what = error.filename or "the output"
+        fail(f"{what} can't be written or read ({error.strerror}): free space or fix permissions", USER_ERROR)
+    finally:
+        drop_unwritable()
+
+
+def drop_unwritable() -> None:
+    """Drop what the output doesn't take: it would be tried again, and be an error when the interpreter ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def leave(number: int, frame: object) -> NoReturn:
@@ -82,7 +110,8 @@ def leave(number: int, frame: object) -> NoReturn:
 
 
 def fail(sentence: str, code: int) -> NoReturn:
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # a terminal that is gone
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
     raise SystemExit(code)
 
 

@@ -60,7 +60,10 @@ def deferred() -> Iterator[None]:
 
 @contextmanager
 def listening(last_words: Callable[[], None]) -> Iterator[None]:
-    """Handle signals while the block runs, in the main thread; `last_words()` runs before a second one exits."""
+    """Handle signals while the block runs, in the main thread; `last_words()` runs before a second one exits.
+
+    A signal that is ignored stays ignored: nohup asks for that.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -78,7 +81,8 @@ def listening(last_words: Callable[[], None]) -> Iterator[None]:
         if not _noted.deferred:
             raise Interrupted(number)
 
-    before = {number: signal.signal(number, note) for number in EXIT_CODES}
+    wanted = [number for number in EXIT_CODES if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in wanted}
     try:
         yield
     finally:

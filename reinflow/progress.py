@@ -1,16 +1,24 @@
-"""Progress of a run for a person: a bar on a terminal, otherwise a plain line every few seconds."""
+"""Progress of a run for a person: a bar on a terminal, otherwise a plain line every few seconds.
+
+A line that can't be shown (a full disk, a terminal that is gone, a pipe that nobody reads) is no reason to end a run.
+"""
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
 
+from reinflow.cli import drop_unwritable
+
 LINE_SECONDS = 5.0
 """shortest time between two plain lines"""
+NOBODY_READS = {errno.EPIPE, errno.EIO}
 
 
 class Progress:
@@ -35,7 +43,8 @@ class Progress:
         self.step = self._first = step
         self._clock = time.perf_counter()
         if self._bar is not None:
-            self._bar.reset(self.total)
+            with forgiving():
+                self._bar.reset(self.total)
             self._bar.initial = self._bar.n = step
 
     def show(self, **fields: Any) -> None:
@@ -58,21 +67,24 @@ class Progress:
         ]
         if self._bar is not None:
             self._bar.set_postfix_str("  ".join(self._fields() + words), refresh=False)
-            self._bar.update(step - self._bar.n)
+            with forgiving():
+                self._bar.update(step - self._bar.n)
             self._keep(self._line(words))
         else:
             self.print(self._line(words))
 
     def print(self, line: str) -> None:
         self._keep(line)
-        if self._bar is not None:
-            self._bar.write(line)
-        else:
-            print(line, flush=True)
+        with forgiving():
+            if self._bar is not None:
+                self._bar.write(line)
+            else:
+                print(line, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with forgiving():
+                self._bar.close()
 
     def _fields(self) -> list[str]:
         words = []
@@ -85,6 +97,16 @@ class Progress:
         done = f"{self.step:,}/{self.total:,} {self.unit} ({self.step / max(self.total, 1):.0%})"
         timing = [f"{self.speed:,.0f}/s", f"ETA {clock(self.eta)}"] if self.speed and self.eta is not None else []
         return "  ".join([done, *self._fields(), *timing, *words])
+
+
+@contextmanager
+def forgiving() -> Iterator[None]:
+    """A full disk may take the next line; a lost terminal or pipe never does."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NOBODY_READS:
+            drop_unwritable()
 
 
 def clock(seconds: float) -> str:

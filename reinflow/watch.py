@@ -86,8 +86,8 @@ class Watch(threading.Thread):
 
     def give_up(self, reason: str) -> None:
         """The main thread may never return from its collective, so no exception can end it."""
-        print(f"error: {reason}", file=sys.stderr, flush=True)
         try:
+            print(f"error: {reason}", file=sys.stderr, flush=True)
             if Watch.on_lost is not None:
                 Watch.on_lost(reason)
         finally:

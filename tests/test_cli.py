@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -131,14 +132,38 @@ def test_the_command_line_needs_neither_torch_nor_simulator():
     assert time.perf_counter() - started < 5  # about .1 s on an idle core
 
 
+HELP = (
+    "from reinflow.sweep.monitor import main, Config; from reinflow.cli import run_script; "
+    "run_script(main, Config, argv=['--help'])"
+)
+
+
 def test_output_that_nobody_reads_ends_quietly():
-    script = (
-        "import sys; from reinflow.sweep.monitor import main, Config; from reinflow.cli import run_script; "
-        "run_script(main, Config, argv=['--help'])"
-    )
     with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", HELP], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize(("redirection", "code", "said"), [(">&-", 0, ""), (">/dev/full", 2, "No space left")])
+def test_output_that_is_closed_or_full_is_no_traceback(redirection, code, said):
+    command = f'exec "$0" -c "$1" {redirection}'
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # unbuffered output would hide what fails at the end
+    done = subprocess.run(
+        ["/bin/sh", "-c", command, sys.executable, HELP], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == code
+    assert said in done.stderr
+    assert done.stderr.count("\n") == (1 if said else 0)
+
+
+def test_a_file_that_the_disk_refuses_is_a_sentence(capsys):
+    def main(config: Config) -> None:
+        raise PermissionError(13, "Permission denied", "/data/runs")
+
+    with pytest.raises(SystemExit) as caught:
+        run_script(main, Config, argv=[])
+    assert caught.value.code == 2
+    assert "/data/runs can't be written or read (Permission denied)" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reinflow.errors import UserError
+from reinflow.interrupts import EXIT_CODES
 from reinflow.rng import rng_state, seed_globals, set_rng_state
 from reinflow.types import ChunkEnv, ChunkStep, EpisodeStats, Obs
 
@@ -211,7 +212,8 @@ class WorkerChunkEnv:
         worker.failures += 1
         if worker.failures >= MOST_FAILURES:
             raise WorkerError(f"{error}; {MOST_FAILURES} times in a row, so starting it again does not help")
-        print(f"warning: {error}; starting it again with new episodes", flush=True)
+        with contextlib.suppress(OSError):  # a line that can't be shown is no reason to end a run
+            print(f"warning: {error}; starting it again with new episodes", flush=True)
         end(worker)
         worker.process, worker.pipe = self._spawn(index, worker.count)
         worker.started += 1
@@ -268,7 +270,7 @@ def rows(shared: dict[str, Any], mine: slice) -> dict[str, Any]:
 
 def serve(pipe: Connection, make: EnvMaker, num_envs: int, index: int) -> None:
     """A worker's life: make the env, describe it, then answer `reset` and `step` until `close`."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in EXIT_CODES:
         signal.signal(number, signal.SIG_IGN)  # they may go to the whole group; the trainer closes us
     torch.set_num_threads(1)
     seed_globals(SEED_STRIDE * index)
