@@ -3,8 +3,8 @@
 SAPIEN holds the interpreter lock while it steps, so processes are what uses several cores. Tensors travel through
 shared memory, the pipe carries only words. Worker w draws its start states from `seed + 1000 * w`.
 
-A worker that dies, hangs or fails is replaced: its envs start new episodes, its chunk counts as broken, and the others
-don't notice.
+A worker that dies, hangs or fails is replaced: its envs start new episodes, its chunk (or the next one, where it
+wasn't stepping) counts as broken, and the others don't notice.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class Worker:
     """in a row"""
     started: int = 1
     """processes so far"""
+    unseen: bool = False
+    """its envs began episodes between two chunks: the next actions were decided for the old ones"""
 
     @property
     def rows(self) -> slice:
@@ -99,6 +101,8 @@ class WorkerChunkEnv:
     def reset(self, seed: int | None = None) -> Obs:
         seeds = [None if seed is None else seed + SEED_STRIDE * index for index in range(len(self._workers))]
         self._ask("reset", seeds)
+        for worker in self._workers:
+            worker.unseen = False
         return self._cloned("obs")
 
     def step_chunk(self, actions: Float[Tensor, "n e a"]) -> ChunkStep:
@@ -107,8 +111,10 @@ class WorkerChunkEnv:
             raise ValueError(f"{self.spec.env_id} takes actions of shape {wanted}, got {tuple(actions.shape)}")
         self._shared["actions"].copy_(actions)
         _, failed = self._ask("step", [None] * len(self._workers))
-        for index in failed:
-            cut(rows(self._shared, self._workers[index].rows))
+        for index, worker in enumerate(self._workers):
+            if index in failed or worker.unseen:
+                cut(rows(self._shared, worker.rows))
+                worker.unseen = False
         names = ("reward", "executed", "terminated", "truncated", "broken")
         return ChunkStep(
             obs=self._cloned("obs"),
@@ -119,7 +125,9 @@ class WorkerChunkEnv:
 
     def state(self) -> list[Any] | None:
         """Of every worker; None if one of them has none."""
-        states, _ = self._ask("state", [None] * len(self._workers))
+        states, failed = self._ask("state", [None] * len(self._workers))
+        for index in failed:
+            self._workers[index].unseen = True
         return None if any(state is None or state["env"] is None for state in states) else states
 
     def restore(self, state: list[Any]) -> Obs | None:
@@ -217,10 +225,13 @@ class WorkerChunkEnv:
         end(worker)
         worker.process, worker.pipe = self._spawn(index, worker.count)
         worker.started += 1
-        self._receive(index, START_SECONDS)
-        self._share(index)
-        worker.pipe.send(("reset", SEED_STRIDE * index + RESTART_STRIDE * worker.started))
-        self._receive(index, START_SECONDS)
+        try:
+            self._receive(index, START_SECONDS)
+            self._share(index)
+            worker.pipe.send(("reset", SEED_STRIDE * index + RESTART_STRIDE * worker.started))
+            self._receive(index, START_SECONDS)
+        except (WorkerError, OSError) as again:
+            self._replace(index, again if isinstance(again, WorkerError) else self._died(index))
 
     def _receive(self, index: int, seconds: float) -> Any:
         pipe = self._workers[index].pipe
@@ -253,7 +264,7 @@ def end(worker: Worker) -> None:
 
 
 def cut(mine: dict[str, Any]) -> None:
-    """What a chunk is for the envs of a worker that was replaced while it ran; `obs` are those of new episodes."""
+    """What a chunk is for the envs of a worker that was replaced; `obs` are those of new episodes."""
     for name, value in mine["final_obs"].items():
         value.copy_(mine["obs"][name])
     for value in (*mine["episode"].values(), *(mine[name] for name in ("reward", "executed"))):

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from reinflow.envs.toy import ToyEnv, toy_demos
 from reinflow.envs.workers import MOST_FAILURES, SEED_STRIDE, WorkerChunkEnv, WorkerError
 from reinflow.envs.wrappers import ActionChunk
 from reinflow.errors import UserError
+from reinflow.interrupts import EXIT_CODES
 from reinflow.types import BatchedEnv, ChunkEnv, ChunkStep, EnvSpec, StepResult
 
 CHUNK, FRAMES, GAMMA, LIMIT = 3, 2, 0.5, 5
@@ -469,6 +471,45 @@ def test_a_worker_that_dies_is_replaced_and_the_other_one_does_not_notice():
     assert step.ended.tolist() == [False] * 3
     assert torch.equal(step.obs["state"][:2], expected.obs["state"])
     assert env.step_chunk(actions).executed.tolist() == [3, 3, 3]
+    env.close()
+
+
+def test_a_worker_that_dies_between_chunks_loses_its_next_one_which_was_decided_for_its_old_episodes():
+    env = WorkerChunkEnv(healthy, 3, 2, 3)
+    env.reset(seed=0)
+    env._workers[1].process.kill()
+    assert env.state() is None  # asking for it is when its death is noticed
+    steps = [env.step_chunk(torch.zeros(3, 3, 2)) for _ in range(2)]
+    assert [step.broken.tolist() for step in steps] == [[False, False, True], [False] * 3]
+    assert [step.executed.tolist() for step in steps] == [[3, 3, 0], [3, 3, 3]]
+    assert env.state() is not None
+    env.close()
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_trainer():
+    env = WorkerChunkEnv(healthy, 1, 1, 3)
+    env.reset(seed=0)
+    for number in EXIT_CODES:
+        os.kill(env._workers[0].process.pid, number)
+    assert env.step_chunk(torch.zeros(1, 3, 2)).broken.tolist() == [False]
+    env.close()
+
+
+def slow_to_recover(flag: Path, num_envs: int, worker: int) -> ActionChunk:
+    """Dies at its second start."""
+    if flag.exists() and not flag.with_suffix(".again").exists():
+        flag.with_suffix(".again").touch()
+        os._exit(1)
+    flag.touch()
+    return healthy(num_envs, worker)
+
+
+def test_a_worker_that_dies_while_it_starts_again_is_started_once_more(tmp_path):
+    env = WorkerChunkEnv(partial(slow_to_recover, tmp_path / "started"), 1, 1, 3)
+    env.reset(seed=0)
+    env._workers[0].process.kill()
+    assert env.step_chunk(torch.zeros(1, 3, 2)).broken.tolist() == [True]
+    assert env.step_chunk(torch.zeros(1, 3, 2)).broken.tolist() == [False]
     env.close()
 
 
