@@ -67,6 +67,24 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if launched() else 0
 
 
+class Job:
+    """What processes leave to those that torchrun starts after them."""
+
+    store: dist.Store | None = None
+    """torchrun's, which outlives them"""
+
+
+def remember(fact: str) -> None:
+    """Let this job's later starts know."""
+    if Job.store is not None:
+        Job.store.set(fact, "")
+
+
+def remembers(fact: str) -> bool:
+    """Whether this start or an earlier one of this job called `remember(fact)`."""
+    return Job.store is not None and Job.store.check([fact])
+
+
 def share(count: int, flag: str) -> int:
     """This process's part of `count`; UserError where it can't be split evenly."""
     if count % world_size():
@@ -105,6 +123,7 @@ def join(cuda: bool) -> None:
         take_own_gpu()
     cuda = cuda and torch.cuda.is_available()
     store, number, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    Job.store = dist.PrefixStore("job", store)
     store = dist.PrefixStore(f"start {restarts()}", store)  # torchrun's store keeps the addresses of those that died
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",

@@ -162,14 +162,14 @@ class MetricsLog:
 
 
 def rewind_jsonl(path: Path, step: int) -> None:
-    """Drop lines beyond `step` and a line that a kill cut short, so that a resumed run logs each step once."""
+    """Drop lines beyond `step` and damaged ones, so that a resumed run logs each step once."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except json.JSONDecodeError:
+        except (ValueError, KeyError, TypeError):
             continue
     replace(path, "".join(kept).encode())

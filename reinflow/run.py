@@ -26,6 +26,7 @@ from reinflow.errors import UserError
 from reinflow.interrupts import Interrupted, listening
 from reinflow.log import Metrics, MetricsLog, TensorBoardSink, WandbSink, rewind_jsonl, to_host
 from reinflow.progress import Progress
+from reinflow.resumable import states
 from reinflow.rng import seed_globals
 from reinflow.rundir import RunDir, TextLog, describe_run, read_config, write_config
 from reinflow.status import Status
@@ -214,14 +215,15 @@ class Run:
 def described(config: RunConfig, path: Path, full_config: Any) -> tuple[RunDir, dict[str, Any]]:
     """Take the directory and write what describes the run; UserError as `Run.open` has it."""
     folder = RunDir.take(path, config.resume, config.overwrite)
-    description = describe_run(full_config, config.seed, str(pick_device(config.cuda).type))
-    if config.resume is not None:
-        try:
+    try:
+        description = describe_run(full_config, config.seed, str(pick_device(config.cuda).type))
+        if config.resume is not None:
             description |= kept_from(folder.path, description, config.allow_changes)
-        except UserError:
-            folder.release()
-            raise
-    write_config(folder.path, description)
+        write_config(folder.path, description)
+    except BaseException:
+        folder.release(remove=config.resume is None)
+        raise
+    distributed.remember(str(folder.path))
     return folder, description
 
 
@@ -273,11 +275,14 @@ class Follower(Run):
 
 
 def continued(config: RunConfig, path: Path) -> RunConfig:
-    """Where torchrun starts all processes again, they go on in their directory, from its checkpoint if it has one."""
-    if not distributed.restarts():
-        return config
+    """Where torchrun starts all processes again, they go on in their directory, from its checkpoint if it has one.
+
+    A directory that was there before this job is not theirs.
+    """
     own = Path(config.resume) if config.resume else path
-    if any((own / "checkpoints").glob("step_*[0-9]")):
+    if not distributed.restarts() or not distributed.remembers(str(own)):
+        return config
+    if states(own):
         return replace(config, resume=str(own))
     return replace(config, resume=None, overwrite=True)
 

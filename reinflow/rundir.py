@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import os
 import platform
@@ -44,11 +45,26 @@ class RunDir:
         elif path.exists() or path.is_symlink():
             held = cls._replace(path, overwrite)
         else:
-            path.mkdir(parents=True)
-            held = cls(path, lock(path))
-        for name in ("checkpoints", "videos"):
-            (path / name).mkdir(exist_ok=True)
+            held = cls._made(path, overwrite)
+        try:
+            for name in ("checkpoints", "videos"):
+                (path / name).mkdir(exist_ok=True)
+        except OSError:
+            held.release(remove=resume is None)
+            raise
         return held
+
+    @classmethod
+    def _made(cls, path: Path, overwrite: bool) -> RunDir:
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # by another process, just now
+            return cls._replace(path, overwrite)
+        try:
+            return cls(path, lock(path))
+        except (OSError, UserError):
+            shutil.rmtree(path, ignore_errors=True)
+            raise
 
     @classmethod
     def _replace(cls, path: Path, overwrite: bool) -> RunDir:
@@ -87,8 +103,10 @@ def lock(path: Path) -> IO[str]:
     try:
         # lockf, not flock: forked simulator workers that outlive a killed trainer must not keep its lock
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         file.close()
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise UserError(f"{path} can't be locked ({error.strerror}): put --runs_dir on a disk with locks") from None
         raise UserError(
             f"another process is training in {path}: wait for it, stop it, or choose another --exp_name"
         ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,8 +37,8 @@ from reinflow.offline_run import OfflineRun
 from reinflow.policies import PolicySpec, build_policy
 from reinflow.resumable import latest_training
 from reinflow.run import Run, RunConfig
-from reinflow.watch import MEETING_PLACE
-from tests.faults.ranks import ROOT, SPEC, TRAIN, toy_run, two_processes
+from reinflow.watch import MEETING_PLACE, Watch
+from tests.faults.ranks import ROOT, SPEC, TORCHRUN, TRAIN, environment, toy_run, two_processes
 
 NUM_ENVS, DECISIONS = 8, 6
 UNEVEN = ([1.0, 2.0, 3.0], [10.0, 14.0])
@@ -297,6 +298,33 @@ def test_a_mistake_ends_all_processes_with_one_sentence(tmp_path):
     outputs = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [2, 2]
     assert ["--exp_name" in output for output in outputs] == [True, False]  # "runs/run exists: ...", said once
+
+
+def test_a_start_that_torchrun_repeats_leaves_an_earlier_run_alone(tmp_path):
+    words = toy_run(tmp_path, iterations=1)
+    earlier = tmp_path / "runs/run"
+    earlier.mkdir(parents=True)
+    (earlier / "config.json").write_text('{"config": {}, "flags": {}, "argv": [], "versions": {}}')
+    (earlier / "best_model.pt").write_text("of days")
+    done = subprocess.run(
+        [*TORCHRUN, "--max_restarts", "1", TRAIN, *words], cwd=tmp_path, env=environment(), capture_output=True,
+        text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("runs/run exists") == 2, done.stderr
+    assert (earlier / "best_model.pt").read_text() == "of days"
+
+
+def test_a_process_that_can_not_say_why_it_ends_ends(monkeypatch):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        with pytest.raises(OSError, match="No space left"):  # only because nothing ends this process
+            Watch.give_up(None, "no sign of life")
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    assert codes == [1]
 
 
 HANGS = """

@@ -17,7 +17,7 @@ import torch
 
 from reinflow.cli import Flat, parse
 from reinflow.errors import UserError
-from reinflow.log import JsonlSink, MetricsLog, to_host
+from reinflow.log import JsonlSink, MetricsLog, rewind_jsonl, to_host
 from reinflow.progress import clock
 from reinflow.run import Run, RunConfig, outcome
 
@@ -94,6 +94,39 @@ def test_a_mistake_before_the_first_step_leaves_no_directory(tmp_path):
     with pytest.raises(UserError), open_run(tmp_path):
         raise UserError("no demos at x: collect some")
     assert not (tmp_path / "toy-seed0").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_disk_that_is_full_at_the_start_leaves_no_directory(tmp_path, monkeypatch, overwrite):
+    if overwrite:
+        with open_run(tmp_path) as run:
+            run.log({"a": 1.0}, step=1)
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device", "config.json")
+
+    monkeypatch.setattr("reinflow.rundir.write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        open_run(tmp_path, overwrite=overwrite)
+    assert not (tmp_path / "toy-seed0").exists()
+    monkeypatch.undo()
+    open_run(tmp_path)
+
+
+def test_a_folder_that_can_not_be_locked_says_so_and_not_that_it_is_in_use(tmp_path, monkeypatch):
+    def unlockable(*arguments: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", unlockable)
+    with pytest.raises(UserError, match="can't be locked .No locks available"):
+        open_run(tmp_path)
+
+
+def test_a_damaged_line_of_metrics_is_dropped_by_a_resume(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\xff\xfe\x00\n17\n{"stop": 1}\n{"step": "x"}\n{"step": 2}\n')
+    rewind_jsonl(path, 5)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_a_failure_is_in_the_status_and_its_traceback_in_the_log(tmp_path):

@@ -20,6 +20,7 @@ from reinflow.policies import PolicySpec, build_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "train_online_finetune.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 SPEC = PolicySpec(
     net="mlp", state_dim=3, action_dim=2, obs_horizon=1, act_horizon=4, pred_horizon=4, num_inference_steps=2,
     mlp_hidden_dim=32, mlp_depth=1,
@@ -72,8 +73,7 @@ def end(folder: Path, number: signal.Signals, victim: int) -> float:
 def restart(folder: Path, victim: int) -> None:
     """A run under torchrun ends whole although one of its processes was killed."""
     folder.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["--max_restarts", "1", TRAIN, *toy_run(folder, ITERATIONS)]
+    command = [*TORCHRUN, "--max_restarts", "1", TRAIN, *toy_run(folder, ITERATIONS)]
     job = subprocess.Popen(
         command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
