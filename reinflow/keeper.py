@@ -124,17 +124,20 @@ class Keeper:
         UserError where there is none, or with a table where its policy or task is another one.
         """
         training = self._load()
-        self.best = tuple(training["best"]) if training["best"] else None
-        self.first = training["first"]
-        saved = training["randomness"]
-        if len(saved) == distributed.world_size():
-            own = saved[distributed.rank()]
-            set_rng_state(own["rng"])
-            self.generator.set_state(own["generator"].cpu())
-        else:
-            self.run.alarm(f"saved by {len(saved)} processes, so random states start anew: not the same run bit by bit")
-        self.run.rewind(training["step"])
+        with fitting(self.run.dir):
+            self.best = tuple(training["best"]) if training["best"] else None
+            self.first = training["first"]
+            self._continue_random_sequences(training["randomness"])
+            self.run.rewind(training["step"])
         return training
+
+    def _continue_random_sequences(self, saved: list[dict[str, Any]]) -> None:
+        if len(saved) != distributed.world_size():
+            self.run.alarm(f"saved by {len(saved)} processes, so random states start anew: not the same run bit by bit")
+            return
+        own = saved[distributed.rank()]
+        set_rng_state(own["rng"])
+        self.generator.set_state(own["generator"].cpu())
 
     def roll_back(self, problem: Diverged) -> dict[str, Any]:
         """As `restore`, with new random numbers and the best score as it is.

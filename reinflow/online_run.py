@@ -66,7 +66,8 @@ class OnlineRun:
             if self.run.resumed:
                 saved = self.keeper.restore()
                 self._go_back(saved)
-                obs = continued(self.env, saved["env"], self.run)
+                with fitting(self.run.dir):
+                    obs = continued(self.env, saved["env"], self.run)
             else:
                 distributed.broadcast_(self.agent.state_dict())
             while True:

@@ -6,7 +6,8 @@
     manifest.sha256      digests of the three, as `sha256sum --check` reads them
 
 A state is written beside its place, flushed, and renamed; `latest` is a link to the newest. Older states go only when
-a newer one is complete, and a reader walks back over damaged ones.
+a newer one is complete, and a reader walks back over damaged ones; those are set aside as `step_<N>.skipped` once the
+run that went on has a state of its own.
 """
 
 from __future__ import annotations
@@ -14,22 +15,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from reinflow.checkpoint import MODEL, Checkpoint, load_checkpoint, packed, refuse_not_finite
 from reinflow.errors import UserError
 from reinflow.files import flush_folder, write_durably
 from reinflow.sealed import Damaged, seal, unseal
-from reinflow.trees import join, split
+from reinflow.trees import join, not_finite, split
 
 OPTIM, STATE, MANIFEST = "optim.safetensors", "state.json", "manifest.sha256"
 FILES = (MODEL, OPTIM, STATE)
 LATEST = "latest"
+NAME = re.compile(r"step_\d{12,}(-\d{3,})?")
+"""of a state; copies under other names are nobody's business"""
 KEPT = 2
 """resumable states that stay in a run directory"""
 FORMAT, FORMAT_VERSION = "reinflow-state", 2
@@ -59,7 +64,10 @@ def save_training(run_dir: str | Path, step: int, checkpoint: Checkpoint) -> Pat
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in states(run_dir)[KEPT:]:
+    found = states(run_dir)
+    for skipped in found[: found.index(path)]:
+        set_aside(skipped)
+    for old in found[found.index(path) :][KEPT:]:
         discard(old)
     return path
 
@@ -67,20 +75,33 @@ def save_training(run_dir: str | Path, step: int, checkpoint: Checkpoint) -> Pat
 def free_place(folder: Path, step: int) -> Path:
     """A state is never replaced: a second one of the same step is `step_<N>-001`, which sorts behind it."""
     name = f"step_{step:012d}"
-    taken = [path.name.removeprefix(name).lstrip("-") for path in folder.glob(f"{name}*") if path.suffix != ".tmp"]
+    taken = [path.name.removeprefix(name).lstrip("-") for path in folder.glob(f"{name}*") if NAME.fullmatch(path.name)]
     return folder / (f"{name}-{max(int(count or 0) for count in taken) + 1:03d}" if taken else name)
+
+
+def set_aside(path: Path) -> None:
+    """What the run has stepped over is no longer its newest state, should it become readable again."""
+    place = path.with_name(f"{path.name}.skipped")
+    if place.exists():
+        discard(place)
+    os.rename(path, place)
 
 
 def packed_state(step: int, checkpoint: Checkpoint) -> dict[str, bytes | bytearray]:
     """The files of a state."""
     plain, tensors = split(checkpoint.training)
-    refuse_not_finite({place: value for place, value in tensors.items() if not place.startswith(MAY_HOLD_ANYTHING)})
+    refuse_not_finite(weights(tensors))
     state = {"format": FORMAT, "version": FORMAT_VERSION, "step": step, "training": plain}
     return {
         MODEL: packed(checkpoint),
         OPTIM: seal(tensors, {"format": FORMAT, "version": FORMAT_VERSION}),
         STATE: json.dumps(state, allow_nan=False).encode(),
     }
+
+
+def weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a training state that have to be finite."""
+    return {place: value for place, value in tensors.items() if not place.startswith(MAY_HOLD_ANYTHING)}
 
 
 def write_state(folder: Path, contents: dict[str, bytes | bytearray]) -> None:
@@ -118,7 +139,7 @@ def discard(path: Path) -> None:
 def states(run_dir: str | Path) -> list[Path]:
     """Resumable states, newest first."""
     found = (Path(run_dir) / "checkpoints").glob("step_*")
-    return sorted((path for path in found if path.is_dir() and path.suffix != ".tmp"), reverse=True)
+    return sorted((path for path in found if NAME.fullmatch(path.name) and path.is_dir()), reverse=True)
 
 
 def latest_training(
@@ -153,6 +174,8 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         raise UserError(f"{path} holds no training state of this project ({error})") from None
     if not isinstance(training, dict):
         raise UserError(f"{path}/{STATE} holds no training state of this project")
+    if bad := not_finite(weights(tensors)):
+        raise UserError(f"{path}/{OPTIM} holds NaN or infinite numbers ({bad[0]} first)")
     checkpoint = load_checkpoint(path / MODEL, device)
     checkpoint.training = training
     return checkpoint

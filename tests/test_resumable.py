@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -75,6 +76,37 @@ def test_what_a_kill_left_behind_is_no_state_and_is_cleared(tmp_path):
     assert latest_training(tmp_path).training == {"count": 5}
     save_training(tmp_path, 15, training_at(15))
     assert names(tmp_path) == ["latest", "step_000000000005", "step_000000000015"]
+
+
+def test_a_damaged_state_that_a_resume_stepped_over_takes_no_good_ones_place_and_is_set_aside(tmp_path):
+    for step in (5, 10, 15):
+        save_training(tmp_path, step, training_at(step))
+    file = tmp_path / "checkpoints" / "step_000000000015" / "state.json"
+    file.write_text("{")
+    save_training(tmp_path, 12, training_at(12))  # a run that went on from 10
+    kept = ["latest", "step_000000000010", "step_000000000012", "step_000000000015.skipped"]
+    assert names(tmp_path) == kept
+    assert latest_training(tmp_path, say=pytest.fail).training == {"count": 12}
+    save_training(tmp_path, 15, training_at(15))
+    assert names(tmp_path) == ["latest", "step_000000000012", "step_000000000015", "step_000000000015.skipped"]
+
+
+def test_a_copy_that_someone_made_is_neither_a_state_nor_deleted(tmp_path):
+    copy = shutil.copytree(save_training(tmp_path, 5, training_at(5)), tmp_path / "checkpoints/step_000000000005-mine")
+    for count in (5, 6, 7):
+        save_training(tmp_path, 5, training_at(count))
+    assert latest_training(tmp_path).training == {"count": 7}
+    assert load_checkpoint(copy).policy_spec == SPEC
+
+
+def test_a_forged_state_with_moments_that_are_not_finite_is_not_loaded(tmp_path, monkeypatch):
+    save_training(tmp_path, 5, training_at(5))
+    monkeypatch.setattr("reinflow.resumable.refuse_not_finite", lambda tensors: None)
+    save_training(tmp_path, 10, training_at(10, learner={"weight": torch.tensor([float("nan")])}))
+    monkeypatch.undo()
+    said = []
+    assert latest_training(tmp_path, say=said.append).training == {"count": 5}
+    assert "learner/weight" in said[0]
 
 
 def test_a_run_without_resumable_states_says_so(tmp_path):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ from reinflow import interrupts
 from reinflow.cli import parse
 from reinflow.errors import UserError
 from reinflow.interrupts import Interrupted
-from reinflow.resumable import latest_training, states
-from reinflow.trees import split
+from reinflow.resumable import latest_training, save_training, states
+from reinflow.trees import copied, split
 from tests.small import STAGES, demo_file, run_stage
 
 
@@ -157,6 +159,28 @@ def test_a_state_of_another_policy_or_task_is_refused_with_a_table_also_when_cha
     resume = ["--resume", str(folder / "runs" / "state"), "--allow_changes"]
     with pytest.raises(UserError, match=r"another policy or task|contradicts the checkpoint"):
         run_stage(3, folder, "state", *resume, *CHANGES[change])
+
+
+def parts(training: dict[str, Any]) -> list[str]:
+    return [*training, *(f"randomness/0/{name}" for name in training["randomness"][0])]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_state_that_lacks_a_part_is_refused_in_a_sentence(folder, stage):
+    name = f"parts{stage}"
+    run_stage(stage, folder, name)
+    run = folder / "runs" / name
+    whole = latest_training(run)
+    for path in states(run):
+        shutil.rmtree(path)
+    for part in parts(whole.training):
+        training = copied(whole.training)
+        *above, last = part.split("/")
+        (training["randomness"][0] if above else training).pop(last)
+        path = save_training(run, 1, replace(whole, training=training))
+        with pytest.raises(UserError, match=f"another version or configuration .*{last}"):
+            run_stage(stage, folder, name, "--resume", str(run))
+        shutil.rmtree(path)
 
 
 def test_the_trackers_run_goes_on_under_its_id(folder):
