@@ -62,6 +62,17 @@ class Evaluation:
         }
 
 
+def standard_error(rate: float, episodes: int) -> float:
+    """Of a success rate, with two successes and two failures added: 0 or all of them leave a doubt, too.
+
+    Source: Agresti & Coull (1998), "Approximate is better than 'exact' for interval estimation of binomial
+    proportions".
+    """
+    total = episodes + 4
+    center = (rate * episodes + 2) / total
+    return math.sqrt(center * (1 - center) / total)
+
+
 @torch.no_grad()
 def evaluate(
     policy: Policy, env: ChunkEnv, *, episodes: int, seed: int, num_inference_steps: int | None = None

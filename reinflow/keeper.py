@@ -18,7 +18,7 @@ from reinflow import distributed
 from reinflow.checkpoint import BEST, Checkpoint, load_checkpoint, save_checkpoint
 from reinflow.compatibility import compared, refuse
 from reinflow.errors import UserError
-from reinflow.evaluation import EvalConfig, evaluate
+from reinflow.evaluation import EvalConfig, evaluate, standard_error
 from reinflow.interrupts import Interrupted, deferred
 from reinflow.loops import Diverged
 from reinflow.policies.base import Policy
@@ -45,8 +45,14 @@ class Keeper:
         snapshot: Callable[[], Checkpoint],
         training: Callable[[], dict[str, Any]],
         camera: Camera | None = None,
+        *,
+        prefer_newer: bool = False,
     ):
-        """`camera` films every evaluation."""
+        """`camera` films every evaluation.
+
+        With `prefer_newer`, `best_model.pt` is the newest policy whose success is less than a standard error below the
+        highest one: of noisy evaluations the highest is a lucky one, and a policy that trained on is mostly better.
+        """
         self.run = run
         self.env = env
         self.config = config
@@ -54,8 +60,9 @@ class Keeper:
         self.snapshot = snapshot
         self.training = training
         self.camera = camera
+        self.prefer_newer = prefer_newer
         self.best: tuple[float, float] | None = None
-        """(success_once, success_at_end) of best_model.pt"""
+        """the highest (success_once, success_at_end)"""
         self.first = math.nan
         """success_once of the first evaluation, which in Stages 2 and 3 is the pretrained policy's"""
         self._mark: tuple[int, Checkpoint] | None = None
@@ -73,11 +80,11 @@ class Keeper:
         score = (metrics["eval/success_once"], metrics["eval/success_at_end"])
         if math.isnan(self.first):
             self.first = score[0]
-        if self.best is None or score > self.best:
+        if self._worth_keeping(score):
             checkpoint = self.snapshot()
             checkpoint.meta |= {"step": step, "metrics": metrics}
             if self._written(BEST, lambda: save_checkpoint(self.run.dir / BEST, checkpoint)):
-                self.best = score
+                self.best = max(self.best or score, score)
         if self.camera is not None:
             path, film = self.run.dir / "videos" / f"eval_{step:09d}.mp4", self.camera.film(policy)
             self._written("a film", lambda: write_film(path, film))
@@ -200,6 +207,12 @@ class Keeper:
         differences += compared(asdict(checkpoint.env_spec), asdict(now.env_spec), "task ")
         refuse(self.run.dir, differences, "it was started with another policy or task")
         return checkpoint.training or {}
+
+    def _worth_keeping(self, score: tuple[float, float]) -> bool:
+        if self.best is None or score > self.best:
+            return True
+        success = self.best[0]
+        return self.prefer_newer and score[0] > success - standard_error(success, self.config.num_eval_episodes)
 
     def _settle(self) -> None:
         """Wait for the state that is being written."""

@@ -1,0 +1,68 @@
+"""What the keeper writes to `best_model.pt`, decided by scripted evaluations."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from reinflow import keeper as module
+from reinflow.checkpoint import Checkpoint, load_checkpoint
+from reinflow.evaluation import EvalConfig, standard_error
+from reinflow.policies import build_policy
+from tests.test_checkpoint import ENV, SPEC
+
+
+def kept(tmp_path, monkeypatch, scores: list[tuple[float, float]], prefer_newer: bool) -> tuple[int, list[float]]:
+    """The place in `scores` of what best_model.pt holds in the end, and the highest success after each evaluation."""
+    script = iter(scores)
+
+    def evaluation(*_, **__):
+        once, at_end = next(script)
+        return SimpleNamespace(metrics=lambda: {"eval/success_once": once, "eval/success_at_end": at_end})
+
+    monkeypatch.setattr(module, "evaluate", evaluation)
+    run = SimpleNamespace(dir=tmp_path, status=lambda **_: None)
+    policy = build_policy(SPEC)
+    keeper = module.Keeper(
+        run,
+        None,
+        EvalConfig(num_eval_episodes=100),
+        torch.Generator(),
+        lambda: Checkpoint(SPEC, ENV, policy.state_dict()),
+        dict,
+        prefer_newer=prefer_newer,
+    )
+    highest = [keeper.evaluate(policy, place)["eval/best_success_once"] for place in range(len(scores))]
+    return load_checkpoint(tmp_path / "best_model.pt").meta["step"], highest
+
+
+def test_standard_error_by_hand():
+    assert standard_error(0.5, 96) == pytest.approx(0.05)  # (48 + 2) / 100, sqrt(.25 / 100)
+    assert standard_error(1.0, 96) == pytest.approx(math.sqrt(0.98 * 0.02 / 100))  # not 0: (96 + 2) / 100
+
+
+def test_the_highest_evaluation_is_kept_and_the_earlier_of_two_alike(tmp_path, monkeypatch):
+    scores = [(0.8, 0.7), (0.95, 0.8), (0.95, 0.9), (0.95, 0.9), (0.94, 0.94)]
+    assert kept(tmp_path, monkeypatch, scores, prefer_newer=False) == (2, [0.8, 0.95, 0.95, 0.95, 0.95])
+
+
+@pytest.mark.parametrize(
+    ("last", "place"),
+    [
+        (0.93, 2),  # (95 + 2) / 104 = .933 and its error is .0245: .9255 is as low as a newer one may be
+        (0.92, 1),
+    ],
+)
+def test_a_newer_policy_is_kept_unless_its_success_is_a_standard_error_below_the_highest(
+    tmp_path, monkeypatch, last, place
+):
+    scores = [(0.8, 0.7), (0.95, 0.9), (last, 0.99)]
+    assert kept(tmp_path, monkeypatch, scores, prefer_newer=True) == (place, [0.8, 0.95, 0.95])
+
+
+def test_small_steps_down_do_not_add_up(tmp_path, monkeypatch):
+    scores = [(0.95, 0.9), (0.93, 0.9), (0.91, 0.9)]
+    assert kept(tmp_path, monkeypatch, scores, prefer_newer=True)[0] == 1
