@@ -77,6 +77,8 @@ class PolicySpec(PolicyConfig):
         needed = self.obs_horizon - 1 + self.act_horizon
         if min(self.obs_horizon, self.act_horizon, self.num_inference_steps) < 1:
             raise UserError("--obs_horizon, --act_horizon and --num_inference_steps must be at least 1")
+        if not self.unet_dims or min(self.mlp_hidden_dim, self.mlp_depth, self.n_groups, *self.unet_dims) < 1:
+            raise UserError("--mlp_hidden_dim, --mlp_depth, --n_groups and every one of --unet_dims must be at least 1")
         if self.pred_horizon < needed:
             raise UserError(
                 f"--pred_horizon {self.pred_horizon} must be at least obs_horizon - 1 + act_horizon = {needed}"

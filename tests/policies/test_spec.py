@@ -55,6 +55,9 @@ def test_a_stored_spec_with_a_missing_or_unknown_key_is_refused_by_name(make_spe
         ({"net": "unet", "unet_dims": (12, 32)}, "n_groups"),  # 12 channels don't fall into 8 groups
         ({"act_horizon": 0}, "act_horizon"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"mlp_depth": 0}, "mlp_depth"),
+        ({"net": "unet", "n_groups": 0}, "n_groups"),  # ZeroDivisionError otherwise
+        ({"net": "unet", "unet_dims": ()}, "unet_dims"),
         ({"diffusion_step_embed_dim": 15}, "diffusion_step_embed_dim"),
     ],
 )
