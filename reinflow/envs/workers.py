@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -85,6 +86,8 @@ class WorkerChunkEnv:
         num_workers = min(num_workers, num_envs)
         shares = [num_envs // num_workers + (index < num_envs % num_workers) for index in range(num_workers)]
         self._workers: list[Worker] = []
+        # an env that nobody closes: workers ignore the SIGTERM by which multiprocessing ends what an exit leaves
+        Finalize(self, end_all, args=(self._workers,), exitpriority=0)
         for index, share in enumerate(shares):
             process, pipe = self._spawn(index, share)
             self._workers.append(Worker(process, pipe, sum(shares[:index]), share))
@@ -143,8 +146,7 @@ class WorkerChunkEnv:
                 worker.pipe.send(("close", None))
         for worker in self._workers:
             worker.process.join(timeout=5)
-            end(worker)
-        self._workers = []
+        end_all(self._workers)
 
     def _spawn(self, index: int, share: int) -> tuple[SpawnProcess, Connection]:
         context = multiprocessing.get_context("spawn")
@@ -261,6 +263,12 @@ def end(worker: Worker) -> None:
         worker.process.kill()
     worker.process.join()
     worker.pipe.close()
+
+
+def end_all(workers: list[Worker]) -> None:
+    """Empties the list, too."""
+    while workers:
+        end(workers.pop())
 
 
 def cut(mine: dict[str, Any]) -> None:

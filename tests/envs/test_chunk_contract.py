@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
@@ -484,6 +487,27 @@ def test_a_worker_that_dies_between_chunks_loses_its_next_one_which_was_decided_
     assert [step.executed.tolist() for step in steps] == [[3, 3, 0], [3, 3, 3]]
     assert env.state() is not None
     env.close()
+
+
+def test_an_env_that_nobody_closed_takes_its_workers_along():
+    env = WorkerChunkEnv(healthy, num_envs=2, num_workers=2, act_horizon=3)
+    processes = [worker.process for worker in env._workers]
+    del env
+    gc.collect()
+    assert [process.exitcode for process in processes] == [-signal.SIGKILL] * 2
+
+
+def test_a_script_that_closes_nothing_ends(tmp_path):
+    script = (
+        "from reinflow.envs.workers import WorkerChunkEnv\n"
+        "from tests.envs.test_chunk_contract import healthy\n"
+        "if __name__ == '__main__':\n"
+        "    env = WorkerChunkEnv(healthy, num_envs=2, num_workers=2, act_horizon=3)\n"
+    )
+    path = tmp_path / "script.py"  # a spawned worker imports the main script
+    path.write_text(script)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, path], env=environment, timeout=120, check=False).returncode == 0
 
 
 def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_trainer():
