@@ -133,8 +133,8 @@ class WorkerChunkEnv:
             self._workers[index].unseen = True
         return None if any(state is None or state["env"] is None for state in states) else states
 
-    def restore(self, state: list[Any]) -> Obs | None:
-        if len(state) != len(self._workers):
+    def restore(self, state: Any) -> Obs | None:
+        if not isinstance(state, list) or len(state) != len(self._workers):
             return None
         exact, _ = self._ask("restore", state)
         return self._cloned("obs") if all(exact) else None

@@ -101,8 +101,8 @@ class ActionChunk:
         log = self.log.state()
         return None if log is None else {"log": log, "frames": self.history.snapshot(), "stats": dict(vars(self.stats))}
 
-    def restore(self, state: dict[str, Any]) -> Obs | None:
-        if state is None or any(len(value) != self.num_envs for value in state["frames"].values()):
+    def restore(self, state: Any) -> Obs | None:
+        if not isinstance(state, dict) or any(len(value) != self.num_envs for value in state["frames"].values()):
             return None
         newest = self.log.replay(self.env, state["log"])
         self.history.frames = dict(state["frames"])

@@ -110,6 +110,9 @@ def test_another_number_of_envs_or_workers_is_not_restored():
     assert env.restore(left.state()) is None
     workers = WorkerChunkEnv(toy, 5, 1, 3)
     assert workers.restore([{"env": left.state()}] * 2) is None
+    assert workers.restore(left.state()) is None  # a run with --num_workers 0 that goes on with workers
+    workers.reset(seed=0)
+    assert left.restore(workers.state()) is None
     workers.close()
 
 
