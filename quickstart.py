@@ -32,7 +32,7 @@ class Config:
     """demonstrations to clone"""
     seed: int = 0
     """seed of every step"""
-    total_timesteps: int = 700_000
+    total_timesteps: int = 900_000
     """env steps of Stage 3"""
     num_eval_episodes: int = 200
     """episodes of each evaluation"""
