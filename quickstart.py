@@ -15,11 +15,34 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from reinflow.cli import run_script
 from reinflow.errors import UserError
 
 ROOT = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a network takes on CPU cores, besides the preset."""
+
+    stage1: tuple[str, ...]
+    """flags of Stage 1"""
+    stage2: tuple[str, ...]
+    """flags of Stage 2"""
+    total_timesteps: int
+    """env steps of Stage 3"""
+
+
+EFFORTS = {
+    "unet": Effort(
+        ("--net", "unet", "--unet_dims", "32", "64", "128", "--total_iters", "2000"),
+        ("--total_iters", "400", "--num_threads", "1"),
+        330_000,
+    ),
+    "mlp": Effort((), (), 900_000),
+}
 
 
 @dataclass(frozen=True)
@@ -32,8 +55,10 @@ class Config:
     """demonstrations to clone"""
     seed: int = 0
     """seed of every step"""
-    total_timesteps: int = 900_000
-    """env steps of Stage 3"""
+    net: Literal["unet", "mlp"] = "unet"
+    """the ShortCut UNet, or the MLP, which is faster per env step and needs more of them"""
+    total_timesteps: int | None = None
+    """env steps of Stage 3; None takes what suits the network"""
     num_eval_episodes: int = 200
     """episodes of each evaluation"""
     output_dir: str = "runs/quickstart"
@@ -49,6 +74,7 @@ def main(config: Config) -> None:
     started = time.perf_counter()
     common = ["--seed", str(config.seed), "--runs_dir", str(folder), "--preset", "quickstart"]
     demos = folder / "demos" / "trajectory.h5"
+    effort = EFFORTS[config.net]
     step(
         "Stage 0: demonstrations from a scripted expert",
         ["collect_demos.py", "--env_id", config.env_id, "--num_demos", str(config.num_demos)]
@@ -58,19 +84,19 @@ def main(config: Config) -> None:
     step(
         "Stage 1: behaviour cloning with a ShortCut Flow",
         ["train_shortcut_flow.py", *common, "--exp_name", "stage1", "--env_id", config.env_id]
-        + ["--demo_path", str(demos)],
+        + ["--demo_path", str(demos), *effort.stage1],
     )
     results["Stage 1  behaviour cloning"] = evaluation(folder / "stage1", config)
     step(
         "Stage 2: offline improvement by advantage weighting",
         ["train_aw_shortcut_flow.py", *common, "--exp_name", "stage2", "--demo_path", str(demos)]
-        + ["--pretrained_path", str(folder / "stage1")],
+        + ["--pretrained_path", str(folder / "stage1"), *effort.stage2],
     )
     results["Stage 2  advantage weighted"] = evaluation(folder / "stage2", config)
     step(
         "Stage 3: online fine-tuning with ReinFlow",
         ["train_online_finetune.py", *common, "--exp_name", "stage3", "--pretrained_path", str(folder / "stage2")]
-        + ["--total_timesteps", str(config.total_timesteps)],
+        + ["--total_timesteps", str(config.total_timesteps or effort.total_timesteps)],
     )
     results["Stage 3  ReinFlow (PPO)"] = evaluation(folder / "stage3", config)
     summarise(results, folder, time.perf_counter() - started, config)

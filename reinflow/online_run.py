@@ -21,7 +21,7 @@ from reinflow.run import Run
 from reinflow.types import ChunkEnv, Obs
 from reinflow.videos import Camera
 
-FEW_UPDATES = 20
+FEW_UPDATES = 10
 
 
 class OnlineRun:
