@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,17 +33,29 @@ SEED_OF_A_SECOND_TRY = 7919
 """added to the seed after a rollback: the same random numbers would lead to the same place"""
 
 
+class Trainer(Protocol):
+    """What a keeper keeps the results of."""
+
+    run: Run
+    generator: torch.Generator
+
+    def snapshot(self) -> Checkpoint:
+        """The checkpoint of this moment."""
+        ...
+
+    def training(self) -> dict[str, Any]:
+        """What a resume needs beside the snapshot."""
+        ...
+
+
 class Keeper:
-    """One per run; `snapshot` builds the checkpoint of the moment, `training` what else a resume needs."""
+    """One per run."""
 
     def __init__(
         self,
-        run: Run,
+        trainer: Trainer,
         env: ChunkEnv,
         config: EvalConfig,
-        generator: torch.Generator,
-        snapshot: Callable[[], Checkpoint],
-        training: Callable[[], dict[str, Any]],
         camera: Camera | None = None,
         *,
         prefer_newer: bool = False,
@@ -53,12 +65,11 @@ class Keeper:
         With `prefer_newer`, `best_model.pt` is the newest policy whose success is less than a standard error below the
         highest one: of noisy evaluations the highest is a lucky one, and a policy that trained on is mostly better.
         """
-        self.run = run
+        self.trainer = trainer
+        self.run = trainer.run
+        self.generator = trainer.generator
         self.env = env
         self.config = config
-        self.generator = generator
-        self.snapshot = snapshot
-        self.training = training
         self.camera = camera
         self.prefer_newer = prefer_newer
         self.best: tuple[float, float] | None = None
@@ -81,7 +92,7 @@ class Keeper:
         if math.isnan(self.first):
             self.first = score[0]
         if self._worth_keeping(score):
-            checkpoint = self.snapshot()
+            checkpoint = self.trainer.snapshot()
             checkpoint.meta |= {"step": step, "metrics": metrics}
             if self._written(BEST, lambda: save_checkpoint(self.run.dir / BEST, checkpoint)):
                 self.best = max(self.best or score, score)
@@ -188,9 +199,9 @@ class Keeper:
 
     def _now(self, step: int, randomness: list[dict[str, Any]]) -> Checkpoint:
         """The snapshot with everything that a resume needs, random states of every process; its tensors are live."""
-        checkpoint = self.snapshot()
+        checkpoint = self.trainer.snapshot()
         checkpoint.meta |= {"step": step}
-        checkpoint.training = self.training() | {
+        checkpoint.training = self.trainer.training() | {
             "step": step,
             "best": list(self.best) if self.best else None,
             "first": self.first,
@@ -202,7 +213,7 @@ class Keeper:
         self._settle()
         distributed.meet()  # the first process has written what all of them read
         checkpoint = latest_training(self.run.dir, say=self.run.say)
-        now = self.snapshot()
+        now = self.trainer.snapshot()
         differences = compared(checkpoint.policy_spec.to_dict(), now.policy_spec.to_dict(), "policy ")
         differences += compared(asdict(checkpoint.env_spec), asdict(now.env_spec), "task ")
         refuse(self.run.dir, differences, "it was started with another policy or task")

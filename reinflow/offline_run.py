@@ -50,7 +50,7 @@ class OfflineRun:
         self.state = OfflineState(evaluated=not evaluate_first)
         self.batch_size = distributed.share(config.batch_size, "batch_size")
         self.generator = torch.Generator(run.device).manual_seed(run.config.seed)
-        self.keeper = Keeper(run, env, evaluation, self.generator, self.snapshot, self.training, camera)
+        self.keeper = Keeper(self, env, evaluation, camera)
 
     def train(self) -> None:
         """To the end, from the start or from the state that the run resumes; goes back once where it diverges."""

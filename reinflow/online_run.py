@@ -45,9 +45,7 @@ class OnlineRun:
         self.config = config
         self.state = OnPolicyState()
         self.generator = torch.Generator(run.device).manual_seed(run.config.seed)
-        self.keeper = Keeper(
-            run, eval_env, evaluation, self.generator, self.snapshot, self.training, camera, prefer_newer=True
-        )
+        self.keeper = Keeper(self, eval_env, evaluation, camera, prefer_newer=True)
         spec = agent.policy.spec
         self.buffer = RolloutBuffer(
             config.rollout_steps * env.num_envs,

@@ -24,17 +24,13 @@ def kept(tmp_path, monkeypatch, scores: list[tuple[float, float]], prefer_newer:
         return SimpleNamespace(metrics=lambda: {"eval/success_once": once, "eval/success_at_end": at_end})
 
     monkeypatch.setattr(module, "evaluate", evaluation)
-    run = SimpleNamespace(dir=tmp_path, status=lambda **_: None)
     policy = build_policy(SPEC)
-    keeper = module.Keeper(
-        run,
-        None,
-        EvalConfig(num_eval_episodes=100),
-        torch.Generator(),
-        lambda: Checkpoint(SPEC, ENV, policy.state_dict()),
-        dict,
-        prefer_newer=prefer_newer,
+    trainer = SimpleNamespace(
+        run=SimpleNamespace(dir=tmp_path, status=lambda **_: None),
+        generator=torch.Generator(),
+        snapshot=lambda: Checkpoint(SPEC, ENV, policy.state_dict()),
     )
+    keeper = module.Keeper(trainer, None, EvalConfig(num_eval_episodes=100), prefer_newer=prefer_newer)
     highest = [keeper.evaluate(policy, place)["eval/best_success_once"] for place in range(len(scores))]
     return load_checkpoint(tmp_path / "best_model.pt").meta["step"], highest
 
