@@ -66,7 +66,7 @@ ABLATION_STEPS = 95_000
 UNET = Clone(net="unet", flags=("--net", "unet", "--unet_dims", "32", "64", "128", "--total_iters", "2500"))
 """a quarter of the default's parameters, which is what a core trains in minutes"""
 SUITES: dict[str, list[Recipe]] = {
-    "pick": [Recipe("pick-mlp", 2_000_000), Recipe("pick-unet", 600_000, UNET)],
+    "pick": [Recipe("pick-mlp", 1_250_000), Recipe("pick-unet", 600_000, UNET)],
     "tasks": [
         Recipe("push", 300_000, Clone("PushCube-v1")),
         Recipe("pull", 300_000, Clone("PullCube-v1")),
