@@ -63,6 +63,7 @@ def test_a_terminal_that_is_closed_stops_the_runs_that_it_controls_and_no_others
 
     def own_session() -> None:
         os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup themselves
         if controlling:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
