@@ -14,10 +14,16 @@ from nets.mlp import MLP
 from nets.normalize import MeanStdNormalizer, Moments, row_moments
 
 
+SCALE_BAND = (0.02, 10.0)
+"""sizes of the returns, in units of V's scale, between which V follows them in tens of updates without another one"""
+
+
 class ValueNetwork(nn.Module):
     """V(cond), near 0 at first, so that advantages start as returns."""
 
     scale: Tensor
+    first_scale: Tensor
+    """the scale that it was made with, whatever was loaded since"""
 
     def __init__(
         self, obs_dim: int, hidden_dims: Sequence[int] = (256, 256), last_layer_scale: float = 0.01, scale: float = 1.0
@@ -25,10 +31,11 @@ class ValueNetwork(nn.Module):
         """`last_layer_scale` multiplies the last layer's default initialisation.
 
         `scale` multiplies the output; near the size of the returns it lets the network reach them in tens of updates
-        instead of hundreds. It is a buffer, so a loaded V keeps its unit.
+        instead of hundreds. It is a buffer, so a loaded V keeps its unit, and `follow_` changes it.
         """
         super().__init__()
         self.register_buffer("scale", torch.tensor(float(scale)))
+        self.register_buffer("first_scale", torch.tensor(float(scale)), persistent=False)
         self.net = MLP(obs_dim, hidden_dims, 1)
         with torch.no_grad():
             for parameter in self.net[-1].parameters():
@@ -36,6 +43,29 @@ class ValueNetwork(nn.Module):
 
     def forward(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b"]:
         return self.scale * self.net(cond).squeeze(-1)
+
+    @property
+    def unit(self) -> Float[Tensor, ""]:
+        """What errors are divided by, so that gradients don't grow and shrink with the returns; 1 at first."""
+        return self.scale / self.first_scale
+
+    @torch.no_grad()
+    def follow_(self, returns: Float[Tensor, ""], values: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Take the returns' size as the scale where they have left the band; gives the factor that V changes by.
+
+        The arguments are root mean squares, of returns and of this V. The factor is 1: the last layer makes up for the
+        new scale (Pop-Art, arXiv:1602.07714). Only a V far above small returns, as a new one is, shrinks with them.
+        """
+        low, high = SCALE_BAND
+        share = returns / self.scale
+        leaves = (returns > 0) & ((share < low) | (share > high))
+        scale = torch.where(leaves, returns.to(self.scale.dtype), self.scale)
+        change = scale / self.scale
+        factor = torch.where(leaves & (values > high * returns), change, 1.0)
+        for parameter in self.net[-1].parameters():
+            parameter.mul_(factor / change)
+        self.scale.copy_(scale)
+        return factor
 
 
 class PrivilegedValueNetwork(ValueNetwork):

@@ -243,7 +243,12 @@ class ReinFlowAgent(nn.Module):
     def value_loss(
         self, cond: Float[Tensor, "b z"], returns: Float[Tensor, "b"], valid: Float[Tensor, "b"] | None = None
     ) -> Float[Tensor, ""]:
+        """Squared error, in squared units of the returns; it moves the critic alone."""
         return mean_over((self.critic(cond.detach()) - returns).square(), valid)
+
+    def weighted_value_loss(self, value_loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Its part of the loss that is minimised, whatever the unit of the rewards."""
+        return self.config.value_coef * value_loss / self.critic.unit.square()
 
     def compute_ppo_loss(
         self,
@@ -271,7 +276,7 @@ class ReinFlowAgent(nn.Module):
         policy_loss = clipped_surrogate(ratio, advantages, self.config.clip_ratio, valid)
         value_loss = self.value_loss(obs_cond if critic_obs is None else critic_obs, returns, valid)
         entropy = mean_over(chain_entropy(stds, self.scored), valid)
-        loss = policy_loss + self.config.value_coef * value_loss - self.config.entropy_coef * entropy
+        loss = policy_loss + self.weighted_value_loss(value_loss) - self.config.entropy_coef * entropy
         with torch.no_grad():
             if old_means is not None and old_stds is not None:
                 kl = joint_kl(old_means, old_stds, means, stds, self.scored)

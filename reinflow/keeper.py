@@ -108,12 +108,16 @@ class Keeper:
         }
 
     def hand_over(self, critic_state: dict[str, Tensor]) -> None:
-        """Give the best policy this critic: one that trained on beside it while the policy was not surpassed."""
+        """Give this critic to a best policy from before training, beside which none had learnt anything.
+
+        Any other best policy keeps the critic of its own iteration.
+        """
         if not distributed.leads() or self.best is None:
             return
         path = self.run.dir / BEST
-        checkpoint = replace(load_checkpoint(path), critic_state=critic_state)
-        self._written(BEST, lambda: save_checkpoint(path, checkpoint))
+        best = load_checkpoint(path)
+        if best.meta["step"] == 0:
+            self._written(BEST, lambda: save_checkpoint(path, replace(best, critic_state=critic_state)))
 
     def mark(self, step: int) -> None:
         """Remember this moment, in memory of the first process, as the one that an interruption goes back to."""

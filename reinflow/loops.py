@@ -145,12 +145,11 @@ class RolloutStats:
     env_steps: Tensor | int = 0
     episodes: Tensor | int = 0
     broken: Tensor | int = 0
-    """decisions that are left out because an observation, reward or action was not usable"""
+    """decisions that are left out because an observation, reward, action or value was not usable"""
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, step: ChunkStep) -> None:
         self.env_steps = self.env_steps + step.executed.sum()
-        self.broken = self.broken + step.broken.sum()
         ended = step.ended
         self.episodes = self.episodes + ended.sum()
         for name, value in vars(step.episode).items():
@@ -203,7 +202,11 @@ def collect(
         )
         stats.add(step)
         obs = step.obs
-    buffer.compute_returns_and_advantages(last_value=agent.get_value(agent.view(obs).critic))
+    last_value = agent.get_value(agent.view(obs).critic)
+    factor = agent.critic.follow_(*buffer.sizes())
+    buffer.scale_values_(factor)
+    buffer.compute_returns_and_advantages(last_value=last_value * factor)
+    stats.broken = (buffer.data["valid"] == 0).sum()
     return obs, stats
 
 
@@ -223,6 +226,8 @@ class OnPolicyState:
 
     env_steps: int = 0
     iteration: int = 0
+    policy_updates: int = 0
+    """iterations that trained the policy; the others trained the critic alone"""
     evaluated: bool = False
     """whether the evaluation that may be due at `iteration` is over"""
 
@@ -231,7 +236,9 @@ def left_out(values: dict[str, float]) -> list[str]:
     """Sentences where guards kept something out of training."""
     found = []
     if values.get("rollout/broken", 0.0) > 0:
-        found.append("some decisions were left out: an observation, reward or action was not usable, or a worker died")
+        found.append(
+            "some decisions were left out: an observation, reward, action or value was not usable, or a worker died"
+        )
     if any(value > 0 for name, value in values.items() if name.endswith("skipped_steps")):
         found.append("some updates were skipped: their loss or gradient was not finite")
     return found
@@ -322,6 +329,7 @@ def iterate(
     steps = int(stats.env_steps)
     state.env_steps += steps
     state.iteration += 1
+    state.policy_updates += not critic_only
     values = run.log(
         {
             **{f"losses/{name}": value for name, value in metrics.items()},

@@ -4,6 +4,7 @@ evaluate the pretrained policy, fine-tune, keep the best, save what `--resume` n
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -14,14 +15,17 @@ from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO
 from reinflow.algos.rollout import RolloutBuffer
 from reinflow.checkpoint import Checkpoint, load_state_
-from reinflow.evaluation import EvalConfig
+from reinflow.evaluation import EvalConfig, standard_error
 from reinflow.keeper import Keeper, fitting
 from reinflow.loops import Diverged, Metrics, OnPolicyConfig, OnPolicyState, on_policy
 from reinflow.run import Run
 from reinflow.types import ChunkEnv, Obs
 from reinflow.videos import Camera
 
-FEW_UPDATES = 10
+FEW_ITERATIONS = 10
+"""the quick start's 13 gain 25 points, so a run that is much shorter is the one to warn of"""
+ADDED_LATER = {"policy_updates": 1}
+"""counters that older states lack; their runs took every policy for a moved one"""
 
 
 class OnlineRun:
@@ -60,7 +64,7 @@ class OnlineRun:
 
     def train(self) -> None:
         """To the end, from the start or from the state that the run resumes; goes back once where it diverges."""
-        warn_of_few_updates(self.run, self.config, self.agent.policy.spec.act_horizon)
+        warn_of_few_iterations(self.run, self.config, self.agent.policy.spec.act_horizon)
         with self.keeper.saving_when_interrupted():
             obs = None
             if self.run.resumed:
@@ -72,10 +76,16 @@ class OnlineRun:
                 distributed.broadcast_(self.agent.state_dict())
             while True:
                 try:
-                    return self._go_on(obs)
+                    self._go_on(obs)
+                    break
                 except Diverged as problem:
                     self._go_back(self.keeper.roll_back(problem))
                     obs = None
+        if self.state.iteration and not self.state.policy_updates:
+            self.run.alarm(
+                f"the policy never moved: all {self.state.env_steps} env steps were critic warm-up: "
+                "lower --critic_warmup_steps or raise --total_timesteps"
+            )
 
     def snapshot(self) -> Checkpoint:
         return Checkpoint(
@@ -114,12 +124,12 @@ class OnlineRun:
         with fitting(self.run.dir):
             load_state_(self.agent, training["agent"], "the agent")
             self.learner.load_state_dict(training["learner"])
-            self.state = OnPolicyState(**training["counters"])
+            self.state = OnPolicyState(**ADDED_LATER | training["counters"])
 
     def _evaluate(self, state: OnPolicyState) -> Metrics:
         metrics = self.keeper.evaluate(self.agent.policy, state.env_steps)
-        first = self.keeper.first
-        if metrics and metrics["eval/success_once"] < first - 0.1:
+        first, episodes = self.keeper.first, self.keeper.config.num_eval_episodes
+        if metrics and state.policy_updates and is_below(metrics["eval/success_once"], first, episodes):
             self.run.alarm(f"success fell below the pretrained {first:.2f}: lower --lr or raise --critic_warmup_steps")
         return metrics
 
@@ -135,11 +145,17 @@ def continued(env: ChunkEnv, state: Any, run: Run) -> Obs | None:
     return obs
 
 
-def warn_of_few_updates(run: Run, config: OnPolicyConfig, act_horizon: int) -> None:
+def is_below(rate: float, reference: float, episodes: int) -> bool:
+    """Whether a success rate is below another by more than two standard errors of their difference."""
+    error = math.hypot(standard_error(rate, episodes), standard_error(reference, episodes))
+    return rate < reference - 2 * error
+
+
+def warn_of_few_iterations(run: Run, config: OnPolicyConfig, act_horizon: int) -> None:
     """One iteration at 256 envs x 128 decisions x 8 steps is 262,144 env steps: a million of them are four updates."""
     per_iteration = config.num_envs * config.rollout_steps * act_horizon
     iterations = config.total_timesteps // per_iteration
-    if iterations < FEW_UPDATES:
+    if iterations < FEW_ITERATIONS:
         run.alarm(
             f"{config.total_timesteps} env steps are only {iterations} iterations of {per_iteration}: "
             f"lower --rollout_steps or --num_envs, or raise --total_timesteps"

@@ -26,12 +26,13 @@ def gae(
 
     delta = R + discount * (1 - terminated) * V' - V;   A = delta + discount * lambda * (1 - ended) * A_next
 
-    A decision whose `valid` is 0 has no outcome: A is 0 there, and those before it bootstrap from its V.
+    A decision whose `valid` is 0 has no outcome, whatever numbers it holds: A is 0 there, and the one before it
+    bootstraps from its V alone.
     """
-    delta = reward + discount * ~terminated * next_value - value
-    if valid is not None:
-        delta = delta * valid
+    delta = reward + torch.where(terminated, 0.0, discount * next_value) - value
     decay = discount * gae_lambda * ~ended
+    if valid is not None:
+        delta, decay = (torch.where(valid > 0, numbers, 0.0) for numbers in (delta, decay))
     advantage = torch.empty_like(delta)
     following = torch.zeros_like(delta[0])
     for index in range(len(delta) - 1, -1, -1):

@@ -124,20 +124,20 @@ class PPO:
         self, buffer: RolloutBuffer, generator: torch.Generator | None = None, *, critic_only: bool = False
     ) -> dict[str, Tensor]:
         """All epochs over `buffer`; returns metrics as tensors. With `critic_only` the actor is not even evaluated."""
-        data = buffer.data
+        data, kept = buffer.data, buffer.kept()
         if isinstance(self.agent.critic, PrivilegedValueNetwork):
-            self.agent.critic.fit_once_(data["critic_obs"], distributed.row_moments)
+            self.agent.critic.fit_once_(data["critic_obs"][kept], distributed.row_moments)
         metrics = {
-            "explained_variance": explained_variance(data["value"], data["returns"]),
-            "advantage_std": distributed.moments(data["advantages"])[1],
-            "value_mean": data["value"].mean(),
-            "action_clip_fraction": (data["actions"][:, :, -1].abs() > 1).float().mean(),
+            "explained_variance": explained_variance(data["value"][kept], data["returns"][kept]),
+            "advantage_std": distributed.moments(data["advantages"][kept])[1],
+            "value_mean": data["value"][kept].mean(),
+            "action_clip_fraction": (data["actions"][:, :, -1][kept].abs() > 1).float().mean(),
         }
         if critic_only:
             metrics |= mean_of(self.critic_epochs(buffer, generator, self.config.ppo_epochs))
             return metrics | self.guard.metrics()
         if "stds" in data:
-            metrics |= std_percentiles(data["stds"])
+            metrics |= std_percentiles(data["stds"][kept])
         if self.config.normalize_advantages:
             data["advantages"] = normalized(data["advantages"], data["valid"])
         steps: list[dict[str, Tensor]] = []
@@ -236,7 +236,7 @@ class PPO:
         """One gradient step of the critic alone, on the device alone."""
         loss = self.agent.value_loss(seen, returns, valid)
         self.critic_optimizer.zero_grad()
-        (self.config.value_coef * loss).backward()
+        self.agent.weighted_value_loss(loss).backward()
         distributed.average_gradients_(self.critic_parameters)
         norm = nn.utils.clip_grad_norm_(self.critic_parameters, self.config.max_grad_norm)
         self.guard.step(loss, [(self.critic_optimizer, norm)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -89,8 +88,8 @@ class RolloutBuffer:
         `executed` env steps count 1 when left out; a `done` decision without `terminated` is taken as terminated; one
         that was truncated needs `final_value`, V of its true last observation. `means` and `stds` are for the
         closed-form KL, `critic_obs` for a critic that sees something else: pass them always or never. Where `valid` is
-        false (nowhere when it is left out) the decision has no outcome, must be `done`, may hold numbers that aren't
-        finite, and has no part in any loss.
+        false (nowhere when it is left out) the decision has no outcome, may hold numbers that aren't finite, and has no
+        part in any loss; the one before it bootstraps from its `value`.
 
         Raises ValueError when full, or when `actions` is a chunk instead of the chain that produced it.
         """
@@ -113,8 +112,6 @@ class RolloutBuffer:
         if not self.data:
             self._allocate(len(reward), row)
         for name, entry in row.items():
-            if valid is not None and name not in self._flags and not isinstance(entry, float):
-                entry = mapped(entry, partial(blanked, valid=valid, blank=1 if name == "stds" else 0))
             if isinstance(entry, dict):
                 for part, value in entry.items():
                     self.data[name][part][self.count] = value
@@ -142,6 +139,9 @@ class RolloutBuffer:
     ) -> None:
         """GAE with discount gamma ** executed; `last_value` is V of the observation after the last stored decision.
 
+        A decision that no finite V judges, at its own observation or where it bootstraps, is left out like one without
+        outcome; what is left out holds harmless numbers from here on.
+
         `last_done` repeats the last `done`, as callers of other buffers pass it; the stored flag is what counts.
         Raises ValueError when decisions are missing.
         """
@@ -149,17 +149,44 @@ class RolloutBuffer:
             raise ValueError(f"the rollout buffer holds {self.count} of its decisions per env: add the others first")
         data = self.data
         following = torch.cat((data["value"][1:], last_value[None].to(self.device)))
-        data["advantages"] = gae(
-            data["reward"],
-            data["value"],
-            torch.where(data["done"], data["final_value"], following),
-            self.gamma ** data["executed"],
-            data["terminated"],
-            data["done"],
-            self.gae_lambda,
-            data["valid"],
-        )
+        next_value = torch.where(data["done"], data["final_value"], following)
+        data["valid"] *= data["value"].isfinite() & (data["terminated"] | next_value.isfinite())
+        data["advantages"] = self._gae(data["value"], next_value, self.gae_lambda)
         data["returns"] = data["advantages"] + data["value"]
+        self._blank_()
+
+    def _gae(self, value: Float[Tensor, "r n"], next_value: Float[Tensor, "r n"], lam: float) -> Float[Tensor, "r n"]:
+        data, discount = self.data, self.gamma ** self.data["executed"]
+        return gae(data["reward"], value, next_value, discount, data["terminated"], data["done"], lam, data["valid"])
+
+    def _blank_(self) -> None:
+        """Harmless numbers in rows that aren't valid, since 0 * NaN is NaN; a finite V stays, for the row before."""
+        left_out = self.data["valid"] == 0
+        for name, entry in self.data.items():
+            if name == "value":
+                entry.nan_to_num_(0.0, 0.0, 0.0)
+            elif name not in self._flags:
+                mapped(entry, lambda part, to=1 if name == "stds" else 0: part.masked_fill_(like(left_out, part), to))
+
+    @torch.no_grad()
+    def sizes(self) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Root mean squares of the discounted rewards to go inside this rollout, and of V, over all processes."""
+        nothing = torch.zeros_like(self.data["reward"])
+        to_go = self._gae(nothing, nothing, 1.0)
+        value = torch.where(self.data["valid"] > 0, self.data["value"], 0.0).nan_to_num(0.0, 0.0, 0.0)
+        squares = [column.double().square().sum() for column in (to_go, value)]
+        returns, values, count = distributed.total(torch.stack([*squares, self.data["valid"].double().sum()]))
+        return (returns / count.clamp_min(1)).sqrt(), (values / count.clamp_min(1)).sqrt()
+
+    def kept(self) -> Bool[Tensor, "r n"]:
+        """Which decisions are not left out; all of them where none is, so that there is something to show."""
+        kept = self.data["valid"] > 0
+        return kept | ~kept.any()
+
+    def scale_values_(self, factor: Float[Tensor, ""]) -> None:
+        """Multiply every stored V, after the network that gave them changed so."""
+        for name in ("value", "final_value"):
+            self.data[name].mul_(factor)
 
     def flat(self) -> Rows:
         """All decisions as rows (views of the storage)."""
@@ -196,6 +223,6 @@ class RolloutBuffer:
         return torch.index_select(entry, 0, index, out=place[: len(index)])
 
 
-def blanked(entry: Tensor, valid: Bool[Tensor, "n"], blank: float) -> Tensor:
-    """Harmless numbers in rows that aren't valid, since 0 * NaN is NaN."""
-    return torch.where(valid.view(-1, *(1,) * (entry.dim() - 1)), entry, blank)
+def like(rows: Bool[Tensor, "r n"], entry: Float[Tensor, "r n ..."]) -> Bool[Tensor, "r n ..."]:
+    """A flag per row in as many dims as an entry has."""
+    return rows.view(*rows.shape, *(1,) * (entry.dim() - rows.dim()))
