@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,14 @@ from reinflow.policies import build_policy
 from tests.test_checkpoint import ENV, SPEC
 
 
-def kept(tmp_path, monkeypatch, scores: list[tuple[float, float]], prefer_newer: bool) -> tuple[int, list[float]]:
-    """The place in `scores` of what best_model.pt holds in the end, and the highest success after each evaluation."""
-    script = iter(scores)
+def keeper_of(tmp_path, monkeypatch, scores: list[tuple[float, float]], **options: Any) -> module.Keeper:
+    """A keeper whose evaluations have those scores; `critic_state` makes the critic beside the policy of each."""
+    script, critic_state = iter(scores), options.pop("critic_state", lambda place: None)
+    evaluated = -1
 
-    def evaluation(*_, **__):
+    def evaluation(*_: Any, **__: Any) -> SimpleNamespace:
+        nonlocal evaluated
+        evaluated += 1
         once, at_end = next(script)
         return SimpleNamespace(metrics=lambda: {"eval/success_once": once, "eval/success_at_end": at_end})
 
@@ -28,10 +32,15 @@ def kept(tmp_path, monkeypatch, scores: list[tuple[float, float]], prefer_newer:
     trainer = SimpleNamespace(
         run=SimpleNamespace(dir=tmp_path, status=lambda **_: None),
         generator=torch.Generator(),
-        snapshot=lambda: Checkpoint(SPEC, ENV, policy.state_dict()),
+        snapshot=lambda: Checkpoint(SPEC, ENV, policy.state_dict(), critic_state(evaluated)),
     )
-    keeper = module.Keeper(trainer, None, EvalConfig(num_eval_episodes=100), prefer_newer=prefer_newer)
-    highest = [keeper.evaluate(policy, place)["eval/best_success_once"] for place in range(len(scores))]
+    return module.Keeper(trainer, None, EvalConfig(num_eval_episodes=100), **options)
+
+
+def kept(tmp_path, monkeypatch, scores: list[tuple[float, float]], prefer_newer: bool) -> tuple[int, list[float]]:
+    """The place in `scores` of what best_model.pt holds in the end, and the highest success after each evaluation."""
+    keeper = keeper_of(tmp_path, monkeypatch, scores, prefer_newer=prefer_newer)
+    highest = [keeper.evaluate(None, place)["eval/best_success_once"] for place in range(len(scores))]
     return load_checkpoint(tmp_path / "best_model.pt").meta["step"], highest
 
 
@@ -62,3 +71,21 @@ def test_a_newer_policy_is_kept_unless_its_success_is_a_standard_error_below_the
 def test_small_steps_down_do_not_add_up(tmp_path, monkeypatch):
     scores = [(0.95, 0.9), (0.93, 0.9), (0.91, 0.9)]
     assert kept(tmp_path, monkeypatch, scores, prefer_newer=True)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "step", "critic"),
+    [
+        ([(0.9, 0.9), (0.8, 0.8), (0.7, 0.7)], 0, 9.0),  # nothing had learnt beside the pretrained policy
+        ([(0.5, 0.5), (0.8, 0.8), (0.7, 0.7)], 1, 1.0),
+        ([(0.5, 0.5), (0.8, 0.8), (0.9, 0.9)], 2, 2.0),
+    ],
+)
+def test_the_kept_policy_has_the_critic_of_its_own_iteration(tmp_path, monkeypatch, scores, step, critic):
+    """The critic of evaluation i is i; 9 is the last one, which is handed over in the end."""
+    keeper = keeper_of(tmp_path, monkeypatch, scores, critic_state=lambda place: {"v": torch.tensor(float(place))})
+    for place in range(len(scores)):
+        keeper.evaluate(None, place)
+    keeper.hand_over({"v": torch.tensor(9.0)})
+    best = load_checkpoint(tmp_path / "best_model.pt")
+    assert (best.meta["step"], best.critic_state["v"].item()) == (step, critic)

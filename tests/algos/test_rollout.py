@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -129,3 +131,13 @@ def test_overwritten_minibatches_hold_the_same_rows_in_memory_that_stays():
         assert all(torch.equal(rows[name], expected[name]) for name in expected)
         places.add(rows["actions"].data_ptr())
     assert len(places) == 1
+
+
+def test_sizes_are_root_mean_squares_of_the_rewards_to_go_and_of_v_where_both_are_usable():
+    # env 0 at gamma .5: to go 3 + .5 * 4 = 5 and 4, V 1 and 2; env 1 broke at its last decision: 6 and nothing, V 3:
+    # returns sqrt((25 + 16 + 36) / 3), V sqrt((1 + 4 + 9) / 3)
+    buffer, broken = make_buffer(decisions=2), torch.tensor([False, True])
+    add(buffer, 0, reward=torch.tensor([3.0, 6.0]), value=torch.tensor([1.0, 3.0]))
+    add(buffer, 1, reward=torch.tensor([4.0, math.nan]), value=torch.tensor([2.0, 50.0]), done=broken, valid=~broken)
+    expected = torch.tensor([77 / 3, 14 / 3], dtype=torch.float64).sqrt()
+    torch.testing.assert_close(torch.stack(buffer.sizes()), expected)

@@ -1,0 +1,81 @@
+"""What Stage 3 says of itself: alarms at evaluations and at the end of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+
+from reinflow.loops import OnPolicyState
+from reinflow.online_run import FEW_ITERATIONS, OnlineRun, is_below
+from tests.small import demo_file, run_stage
+
+MOVED, FROZEN = OnPolicyState(iteration=4, policy_updates=3), OnPolicyState(iteration=4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of Stage 1."""
+    folder = tmp_path_factory.mktemp("online")
+    demo_file(folder)
+    run_stage(1, folder, "start")
+    return folder
+
+
+def alarms_of(success: float, state: OnPolicyState, episodes: int = 96) -> list[str]:
+    """Of an evaluation after one of .5."""
+    keeper = SimpleNamespace(
+        first=0.5,
+        config=SimpleNamespace(num_eval_episodes=episodes),
+        evaluate=lambda policy, step: {"eval/success_once": success},
+    )
+    said: list[str] = []
+    run = SimpleNamespace(alarm=said.append)
+    OnlineRun._evaluate(mock.Mock(keeper=keeper, run=run), state)
+    return said
+
+
+def test_two_standard_errors_of_a_difference_by_hand():
+    # of .5 in 96 episodes: sqrt(.25 / 100) = .05; of .35: (33.6 + 2) / 100 = .356, sqrt(.356 * .644 / 100) = .0479;
+    # 2 * sqrt(.05^2 + .0479^2) = .1385, and .5 - .35 = .15 is more; .37 has .0482, .1389 and .13
+    assert is_below(0.35, 0.5, 96)
+    assert not is_below(0.37, 0.5, 96)
+    assert not is_below(0.35, 0.5, 20)
+    assert not is_below(0.6, 0.5, 10_000)
+    assert not is_below(0.2, math.nan, 96)
+
+
+def test_a_success_that_fell_beyond_the_error_of_its_evaluation_is_an_alarm():
+    assert len(alarms_of(0.35, MOVED)) == 1
+    assert alarms_of(0.37, MOVED) == []
+    assert alarms_of(0.35, MOVED, episodes=20) == []
+
+
+def test_a_policy_that_has_not_moved_did_not_fall():
+    assert alarms_of(0.0, FROZEN) == []
+
+
+def said_by(folder: Path, name: str, *more: str) -> str:
+    run_stage(3, folder, name, *more)
+    return " ".join(json.loads((folder / "runs" / name / "status.json").read_text())["alarms"])
+
+
+def test_a_run_inside_critic_warm_up_says_that_the_policy_never_moved(folder):
+    # 4 envs x 5 decisions x 4 steps are 80 env steps, so 320 are four iterations: warm-up covers all of them, or three
+    assert "never moved" in said_by(folder, "frozen", "--critic_warmup_steps", "241")
+    assert "never moved" not in said_by(folder, "moved", "--critic_warmup_steps", "240")
+
+
+def test_few_iterations_are_the_same_number_in_the_code_and_in_the_docs():
+    docs = Path(__file__).parent.parent / "docs"
+    sentences = {
+        "scripts.md": f"a run of fewer than {FEW_ITERATIONS} iterations",
+        "ablations.md": f"Fewer than {FEW_ITERATIONS} iterations",
+        "troubleshooting.md": f"fewer than {FEW_ITERATIONS} values of charts/iteration",
+    }
+    for page, sentence in sentences.items():
+        assert sentence in " ".join((docs / page).read_text().split()), page
