@@ -20,6 +20,7 @@ import torch
 import train_shortcut_flow
 from reinflow import interrupts
 from reinflow.cli import parse
+from reinflow.envs.toy import ToyEnv
 from reinflow.errors import UserError
 from reinflow.interrupts import Interrupted
 from reinflow.resumable import latest_training, save_training, states
@@ -206,3 +207,33 @@ def test_a_run_whose_disk_is_full_goes_on_and_says_so(folder, monkeypatch):
 def test_parsing_takes_the_saved_flags(folder):
     config = parse(train_shortcut_flow.Config, ["--resume", str(folder / "runs" / "start")])
     assert config.offline.total_iters == 12
+
+
+def test_v_of_large_returns_goes_on_in_its_unit(folder, monkeypatch):
+    # 24 steps of 3e4 * (0 to .5) are returns of some 1e5
+    step = ToyEnv.step
+
+    def rewarded(self, action, render=True):
+        result = step(self, action, render)
+        return replace(result, reward=3e4 * result.reward)
+
+    monkeypatch.setattr(ToyEnv, "step", rewarded)
+    run_stage(3, folder, "large")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(interrupts, "check", stop_at(21))
+        run_stage(3, folder, "large-stopped")
+    run_stage(3, folder, "large-stopped", "--resume", str(folder / "runs" / "large-stopped"))
+    assert_equal(folder, "large", "large-stopped")
+    state = latest_training(folder / "runs" / "large")
+    assert 3e4 < state.critic_state["scale"] < 3e5
+    assert state.critic_state["scale"] == state.training["agent"]["critic.scale"]
+
+
+def test_a_state_from_before_updates_of_the_policy_were_counted_goes_on(folder):
+    run_stage(3, folder, "older")
+    run = folder / "runs" / "older"
+    state = latest_training(run)
+    del state.training["counters"]["policy_updates"]
+    save_training(run, state.training["step"], state)
+    run_stage(3, folder, "older", "--resume", str(run), "--total_timesteps", "400")
+    assert latest_training(run).training["counters"]["policy_updates"] > 0
