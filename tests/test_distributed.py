@@ -39,6 +39,7 @@ from reinflow.resumable import latest_training
 from reinflow.run import Run, RunConfig
 from reinflow.watch import MEETING_PLACE, Watch
 from tests.faults.ranks import ROOT, SPEC, TORCHRUN, TRAIN, environment, toy_run, two_processes
+from tests.faults.runs import HANGS
 
 NUM_ENVS, DECISIONS = 8, 6
 UNEVEN = ([1.0, 2.0, 3.0], [10.0, 14.0])
@@ -196,7 +197,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes computed."""
     folder = tmp_path_factory.mktemp("pair")
     processes = two_processes(str(Path(__file__)), str(folder))
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=HANGS)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     return [torch.load(folder / f"{rank}.pt") | {"folder": folder} for rank in range(2)]
 
@@ -295,7 +296,7 @@ def test_a_mistake_ends_all_processes_with_one_sentence(tmp_path):
     words = toy_run(tmp_path, iterations=1)
     (tmp_path / "runs/run").mkdir(parents=True)
     both = two_processes(TRAIN, *words, folder=tmp_path)
-    outputs = [process.communicate(timeout=60)[0] for process in both]
+    outputs = [process.communicate(timeout=HANGS)[0] for process in both]
     assert [process.returncode for process in both] == [2, 2]
     assert ["--exp_name" in output for output in outputs] == [True, False]  # "runs/run exists: ...", said once
 
@@ -308,7 +309,7 @@ def test_a_start_that_torchrun_repeats_leaves_an_earlier_run_alone(tmp_path):
     (earlier / "best_model.pt").write_text("of days")
     done = subprocess.run(
         [*TORCHRUN, "--max_restarts", "1", TRAIN, *words], cwd=tmp_path, env=environment(), capture_output=True,
-        text=True, timeout=120, check=False,
+        text=True, timeout=HANGS, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("runs/run exists") == 2, done.stderr
@@ -327,29 +328,31 @@ def test_a_process_that_can_not_say_why_it_ends_ends(monkeypatch):
     assert codes == [1]
 
 
-HANGS = """
-import os, signal, sys, time
+VICTIM_HANGS = """
+import signal, sys
 sys.path.insert(0, {root!r})
 import torch
 from reinflow import distributed, watch
-watch.BEAT_SECONDS, watch.LOST_SECONDS = 0.2, 2.0
+watch.BEAT_SECONDS = 0.2
 distributed.join(cuda=False)
 distributed.Watch.on_lost = lambda reason: print("told", flush=True)
 print("joined", flush=True)
 if distributed.rank() == {victim}:
-    time.sleep(600)
+    signal.pause()
+sys.stdin.readline()
+watch.LOST_SECONDS = 2.0  # impatient only now that the other one is stopped
 distributed.mean(torch.zeros(1))
 """
 
 
 @pytest.mark.parametrize(("victim", "named"), [(1, "process 1"), (0, MEETING_PLACE)])
 def test_a_process_that_hangs_is_noticed_by_the_others(tmp_path, victim, named):
-    (tmp_path / "hangs.py").write_text(HANGS.format(root=str(ROOT), victim=victim))
+    (tmp_path / "hangs.py").write_text(VICTIM_HANGS.format(root=str(ROOT), victim=victim))
     both = two_processes(str(tmp_path / "hangs.py"))
     for process in both:
         assert process.stdout.readline() == "joined\n"
     os.kill(both[victim].pid, signal.SIGSTOP)
-    output, _ = both[1 - victim].communicate(timeout=30)
+    output, _ = both[1 - victim].communicate("it is stopped\n", timeout=HANGS)
     both[victim].kill()
     assert both[1 - victim].returncode == 1
     assert "told" in output

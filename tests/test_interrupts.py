@@ -10,14 +10,14 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 from pathlib import Path
 
 import pytest
 
 from reinflow import interrupts
 from reinflow.interrupts import EXIT_CODES, Interrupted
-from tests.faults.runs import prepared, status
+from tests.faults.runs import HANGS, prepared, status
+from tests.faults.strikes import Strike
 from tests.small import flags, run_stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,19 +67,17 @@ def test_a_terminal_that_is_closed_stops_the_runs_that_it_controls_and_no_others
         if controlling:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
-    words = [*flags(3, folder, name), "--total_timesteps", "4000"]
+    in_training = Strike(signal.SIGSTOP, str(folder / f"{name}.struck"), checks=15)  # 5 belong to the first evaluation
+    command = in_training.command(ROOT / "train_online_finetune.py", *flags(3, folder, name))
     with subprocess.Popen(
-        [sys.executable, str(ROOT / "train_online_finetune.py"), *words], stdin=theirs, stdout=theirs, stderr=theirs,
-        preexec_fn=own_session,
+        [sys.executable, *command], stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=own_session,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""},
     ) as process:  # fmt: skip
         os.close(theirs)
-        run = folder / "runs" / name
-        deadline = time.monotonic() + 60
-        while not (run / "metrics.jsonl").exists() or "losses" not in (run / "metrics.jsonl").read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
         os.close(ours)
-        code = process.wait(60)
+        process.send_signal(signal.SIGCONT)
+        code = process.wait(HANGS)
+    run = folder / "runs" / name
     assert (code, status(run)["state"]) == ((129, "killed") if controlling else (0, "done"))
     assert json.loads((run / "checkpoints/latest/state.json").read_text())["step"] > 0

@@ -8,15 +8,16 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from reinflow.checkpoint import load_checkpoint
+from reinflow.interrupts import EXIT_CODES
 from reinflow.resumable import latest_training, states
 from reinflow.trees import split
+from tests.faults.strikes import Strike
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_NET = [
@@ -34,16 +35,11 @@ SMALL_NET = [
 SHORT_EVAL = ["--num_eval_envs", "4", "--num_eval_episodes", "4", "--max_episode_steps", "12"]
 
 
-def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
+def run(folder: Path, script: str, *words: str, strike: Strike | None = None) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    script = [sys.executable, str(ROOT / command[0]), *command[1:]]
-    return subprocess.run(script, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False)
-
-
-def start(folder: Path, *command: str) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    script = [sys.executable, str(ROOT / command[0]), *command[1:]]
-    return subprocess.Popen(script, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    path = ROOT / script
+    command = [sys.executable, *(strike.command(path, *words) if strike else [str(path), *words])]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def succeed(folder: Path, *command: str) -> str:
@@ -115,11 +111,12 @@ def test_stage_2_hands_over_its_trained_value_whichever_policy_was_the_best(pass
 
 LONGER = ["--total_iters", "60", "--batch_size", "16", "--log_freq", "5", "--eval_freq", "20", "--save_freq", "20"]
 CLONED = ["--pretrained_path", "runs/shortcut_flow-PickCube-v1-seed0"]
-STOPPED = {
-    "stage 1": (signal.SIGTERM, ["train_shortcut_flow.py", *LONGER, *SHORT_EVAL, *SMALL_NET]),
-    "stage 2": (signal.SIGUSR1, ["train_aw_shortcut_flow.py", *CLONED, *LONGER, *SHORT_EVAL]),
+STOPPED = {  # by which signal, and after how many checks for it
+    "stage 1": (signal.SIGTERM, 30, ["train_shortcut_flow.py", *LONGER, *SHORT_EVAL, *SMALL_NET]),
+    "stage 2": (signal.SIGUSR1, 30, ["train_aw_shortcut_flow.py", *CLONED, *LONGER, *SHORT_EVAL]),
     "stage 3": (
         signal.SIGTERM,
+        40,
         [
             *["train_online_finetune.py", *CLONED, "--num_envs", "4", "--rollout_steps", "3", "--minibatch_size", "6"],
             *["--total_timesteps", "240", "--save_freq", "2", *SHORT_EVAL],
@@ -130,23 +127,18 @@ STOPPED = {
 
 @pytest.mark.parametrize("case", STOPPED)
 def test_a_signal_in_the_middle_of_a_maniskill_run_changes_nothing_but_the_time(passed: Path, case: str):
-    number, words = STOPPED[case]
+    number, checks, words = STOPPED[case]
     words = [*words, "--num_workers", "1"]
     succeed(passed, *words, "--exp_name", f"{case} whole")
     name = f"{case} stopped"
-    with start(passed, *words, "--exp_name", name) as stopped:
-        while text(passed / "runs" / name / "metrics.jsonl").count("losses/") < 2:
-            assert stopped.poll() is None
-            time.sleep(0.01)
-        stopped.send_signal(number)
-        assert stopped.wait(60) == {signal.SIGTERM: 143, signal.SIGUSR1: 85}[number]
+    stopped = run(
+        passed, *words, "--exp_name", name, strike=Strike(number, str(passed / f"{case}.struck"), checks, 100)
+    )
+    assert stopped.returncode == EXIT_CODES[number], stopped.stderr
+    assert any("losses/value_loss" in line or "losses/total" in line for line in metrics(passed / "runs" / name))
     succeed(passed, words[0], "--resume", f"runs/{name}")
     whole, resumed = (split(latest_training(passed / "runs" / run).training)[1] for run in (f"{case} whole", name))
     assert [place for place in whole if not torch.equal(whole[place], resumed[place])] == []
-
-
-def text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
 
 
 def test_evaluate_writes_a_row_per_number_of_steps(passed: Path):

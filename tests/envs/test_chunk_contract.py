@@ -27,6 +27,8 @@ from reinflow.envs.wrappers import ActionChunk
 from reinflow.errors import UserError
 from reinflow.interrupts import EXIT_CODES
 from reinflow.types import BatchedEnv, ChunkEnv, ChunkStep, EnvSpec, StepResult
+from tests.faults.processes import give_up_soon_on
+from tests.faults.runs import HANGS
 
 CHUNK, FRAMES, GAMMA, LIMIT = 3, 2, 0.5, 5
 """actions per decision, frames per observation, discount per env step, env steps per episode"""
@@ -507,7 +509,7 @@ def test_a_script_that_closes_nothing_ends(tmp_path):
     path = tmp_path / "script.py"  # a spawned worker imports the main script
     path.write_text(script)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run([sys.executable, path], env=environment, timeout=120, check=False).returncode == 0
+    assert subprocess.run([sys.executable, path], env=environment, timeout=HANGS, check=False).returncode == 0
 
 
 def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_trainer():
@@ -538,9 +540,10 @@ def test_a_worker_that_dies_while_it_starts_again_is_started_once_more(tmp_path)
 
 
 def test_a_worker_that_hangs_is_replaced():
-    env = WorkerChunkEnv(healthy, 2, 2, 3, chunk_seconds=1)
+    env = WorkerChunkEnv(healthy, 2, 2, 3)
     env.reset(seed=0)
     os.kill(env._workers[0].process.pid, signal.SIGSTOP)
+    give_up_soon_on(env._workers[0])
     assert env.step_chunk(torch.zeros(2, 3, 2)).broken.tolist() == [True, False]
     env.close()
 

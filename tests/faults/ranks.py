@@ -9,14 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from reinflow.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from reinflow.envs import EnvConfig, make_env
 from reinflow.policies import PolicySpec, build_policy
+from tests.faults.runs import HANGS
+from tests.faults.strikes import Strike, since
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "train_online_finetune.py")
@@ -27,18 +27,21 @@ SPEC = PolicySpec(
 )  # fmt: skip
 NUM_ENVS, DECISIONS, ITERATIONS = 4, 4, 30
 STEPS = NUM_ENVS * DECISIONS * SPEC.act_horizon
-SECONDS = 60
-"""after which nothing may still hang"""
+TRAINING = (40, 120)
+"""checks for signals in the middle of it: 4 decisions and 2 minibatches an iteration, after an evaluation"""
 
 
 def ranks(folder: Path, full: bool) -> str:
     """The survivor of a killed or stopped process ends and says why; under torchrun the run goes on and ends whole."""
-    ends = {number: [end(folder / f"{number.name}{i}", number, i % 2) for i in range(times)] for number, times in (
-        (signal.SIGKILL, 6 if full else 1), (signal.SIGSTOP, 3 if full else 0)
-    )}  # fmt: skip
+    draw = random.Random(0)
+    times = {signal.SIGKILL: 6 if full else 1, signal.SIGSTOP: 3 if full else 0}
+    ends = {
+        number: [end(folder / f"{number.name}{index}", number, index % 2, draw) for index in range(count)]
+        for number, count in times.items()
+    }
     restarts = 5 if full else 1
     for index in range(restarts):
-        restart(folder / f"restart{index}", victim=(index + 1) % 2)
+        restart(folder / f"restart{index}", (index + 1) % 2, draw)
     told = ", ".join(
         f"{len(seconds)} x {number.name}: the other ended with a sentence after {max(seconds):.1f} s at most"
         for number, seconds in ends.items()
@@ -47,17 +50,14 @@ def ranks(folder: Path, full: bool) -> str:
     return f"{told}; {restarts} kills under torchrun: restarted, every iteration logged once"
 
 
-def end(folder: Path, number: signal.Signals, victim: int) -> float:
+def end(folder: Path, number: signal.Signals, victim: int, draw: random.Random) -> float:
     """Seconds until the other of two processes has ended."""
     folder.mkdir()
-    both = two_processes(TRAIN, *toy_run(folder, iterations=100_000), folder=folder)
+    strike = Strike.drawn(draw, number, folder / "struck", TRAINING, rank=victim)
+    both = two_processes(*strike.command(TRAIN, *toy_run(folder, ITERATIONS)), folder=folder)
     try:
-        wait_for(lambda: status(folder).get("step", 0) > 0)
-        time.sleep(random.random())
-        both[victim].send_signal(number)
-        began = time.monotonic()
-        output, _ = both[1 - victim].communicate(timeout=SECONDS)
-        seconds = time.monotonic() - began
+        output, _ = both[1 - victim].communicate(timeout=HANGS)
+        seconds = since(folder / "struck")
         assert both[1 - victim].returncode == 1, output
     finally:
         for process in both:
@@ -70,19 +70,19 @@ def end(folder: Path, number: signal.Signals, victim: int) -> float:
     return seconds
 
 
-def restart(folder: Path, victim: int) -> None:
+def restart(folder: Path, victim: int, draw: random.Random) -> None:
     """A run under torchrun ends whole although one of its processes was killed."""
     folder.mkdir()
-    command = [*TORCHRUN, "--max_restarts", "1", TRAIN, *toy_run(folder, ITERATIONS)]
-    job = subprocess.Popen(
-        command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    run = folder / "runs/run"
-    wait_for(lambda: any(run.glob("checkpoints/step_*")))
-    os.kill(processes_of(folder)[victim], signal.SIGKILL)
-    output, _ = job.communicate(timeout=2 * SECONDS)
-    assert job.returncode == 0, output
+    strike = Strike.drawn(draw, signal.SIGKILL, folder / "struck", TRAINING, rank=victim)
+    command = [*TORCHRUN, "--max_restarts", "1", *strike.command(TRAIN, *toy_run(folder, ITERATIONS))]
+    job = subprocess.run(
+        command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        timeout=HANGS, check=False,
+    )  # fmt: skip
+    assert job.returncode == 0, job.stdout
+    assert (folder / "struck").exists()
     assert (status(folder)["state"], status(folder)["step"]) == ("done", ITERATIONS * STEPS)
+    run = folder / "runs/run"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "losses/value_loss" in line]
     assert steps == [STEPS * (index + 1) for index in range(ITERATIONS)]
@@ -101,7 +101,8 @@ def two_processes(*words: str, folder: Path | None = None) -> list[subprocess.Po
         port = str(free.getsockname()[1])
     return [
         subprocess.Popen(
-            [sys.executable, *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder,
+            [sys.executable, *words], text=True, cwd=folder,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
         )
         for rank in range(2)
@@ -126,28 +127,6 @@ def toy_run(folder: Path, iterations: int) -> list[str]:
     }
     words = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     return ["--pretrained_path", "toy.pt", "--exp_name", "run", *words]
-
-
-def processes_of(folder: Path) -> list[int]:
-    """The training processes that run in `folder`, without torchrun itself, the first one first."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            command = (entry / "cmdline").read_bytes()
-            values = dict(pair.split(b"=", 1) for pair in (entry / "environ").read_bytes().split(b"\0") if b"=" in pair)
-            here = (entry / "cwd").resolve() == folder.resolve()
-        except (OSError, ValueError):
-            continue
-        if here and b"RANK" in values and b"train_online" in command:
-            found.append((int(values[b"RANK"]), int(entry.name)))
-    return [pid for _, pid in sorted(found)]
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def status(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,16 @@ from reinflow.resumable import latest_training, states
 from reinflow.trees import split
 from tests.small import demo_file, run_stage
 
+HANGS = 240.0
+"""seconds after which whatever a test still waits for hangs; nothing takes so long, however busy the machine is"""
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + HANGS
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not come about within {HANGS:.0f} s"
+        time.sleep(0.02)
+
 
 @dataclass
 class Child:
@@ -40,7 +50,7 @@ class Child:
         if self.running():
             os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 120.0) -> int:
+    def wait(self, seconds: float = HANGS) -> int:
         deadline = time.monotonic() + seconds
         while self.running():
             if time.monotonic() > deadline:

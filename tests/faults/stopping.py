@@ -6,8 +6,9 @@ import json
 import os
 import random
 import signal
-import time
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from reinflow import keeper
@@ -15,6 +16,7 @@ from reinflow.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from reinflow.policies import build_policy
 from reinflow.resumable import latest_training, save_training
 from tests.faults.runs import (
+    Child,
     assert_same,
     complete,
     every_call,
@@ -22,10 +24,9 @@ from tests.faults.runs import (
     newest_step,
     prepared,
     resume,
-    stage,
-    start,
     tail,
 )
+from tests.faults.strikes import Strike, at, hit, on_calls_of_saves, on_checks, since
 from tests.small import run_stage
 from tests.test_checkpoint import ENV, SPEC
 
@@ -34,59 +35,62 @@ ITERATION = 4 * 5 * 4
 
 
 def kills(folder: Path, full: bool) -> str:
-    """F1: kill -9 at random times, some of them at a random system call of a save."""
+    """F1: kill -9 at counted calls of the training, some of them at a system call of a save."""
     wanted, in_saves = (50, 16) if full else (4, 2)
     prepared(folder)
-    began = time.perf_counter()
-    assert start(3, folder, "whole").wait() == 0, tail(folder / "whole.log")
-    seconds, draw = time.perf_counter() - began, random.Random(0)
-    struck, index, early = 0, 0, 0
-    while struck < wanted:
-        assert index < 3 * wanted, f"only {struck} of {index} kills struck"
-        name, run = f"killed{index}", folder / "runs" / f"killed{index}"
-        if struck >= in_saves:
-            child = start(3, folder, name)
-            time.sleep(draw.uniform(0.2, 0.9) * seconds)
-            child.send(signal.SIGKILL)
+    checks, calls = whole_run(folder)
+    draw, early = random.Random(0), 0
+    for index in range(wanted):
+        name, run, note = f"killed{index}", folder / "runs" / f"killed{index}", folder / f"killed{index}.struck"
+        if index < in_saves:
+            arm = partial(on_calls_of_saves, at(draw.randint(1, calls), partial(hit, signal.SIGKILL, note)))
         else:
-            child = fork(killed_in_a_save(stage(3, folder, name), draw.randint(20, 75)), folder / f"{name}.log")
-        code, index = child.wait(), index + 1
-        assert code in (0, -signal.SIGKILL), f"{name} ended with {code}: {tail(folder / f'{name}.log')}"
-        struck += code == -signal.SIGKILL
+            arm = Strike.drawn(draw, signal.SIGKILL, note, (1, checks)).arm
+        assert armed(arm, folder, name).wait() == -signal.SIGKILL, f"{name} lived: {tail(folder / f'{name}.log')}"
         found = complete(run)
         for state in found:
             load_checkpoint(run / "checkpoints" / state)
         if found:
             assert newest_step(run) >= int(found[0].split("_")[1].split("-")[0]), f"{name} lost {found[0]}"
-            resume(3, folder, name)
         else:  # killed before its first state: there is nothing to resume
             early += 1
-            run_stage(3, folder, name, "--overwrite")
+        finish(folder, name)
         assert_same(folder, "whole", name)
     resumed = f"all resumed bit-equal but {early} that had no state yet and started again, 0 states lost"
-    return f"{struck} kills, {in_saves} of them inside a save: {resumed}"
+    return f"{wanted} kills, {in_saves} of them inside a save: {resumed}"
 
 
-def killed_in_a_save(work: Callable[[], None], at: int) -> Callable[[], None]:
-    """`work` that dies at the `at`-th system call which its saves make."""
+def whole_run(folder: Path) -> tuple[int, int]:
+    """Run the small Stage 3 undisturbed; how often it checks for signals, and the system calls of its saves."""
+    counts = Counter[str]()
 
-    def doomed() -> None:
-        save, count = keeper.save_training, 0
+    def work() -> None:
+        on_checks(partial(counts.update, ["checks"]))
+        on_calls_of_saves(partial(counts.update, ["calls"]))
+        run_stage(3, folder, "whole", quiet=False)
+        (folder / "counts").write_text(f"{counts['checks']} {counts['calls']}")
 
-        def step(number: int, name: str) -> None:
-            nonlocal count
-            count += 1
-            if count == at:
-                os.kill(os.getpid(), signal.SIGKILL)
+    assert fork(work, folder / "whole.log").wait() == 0, tail(folder / "whole.log")
+    checks, calls = (folder / "counts").read_text().split()
+    return int(checks), int(calls)
 
-        def saving(*arguments: object) -> Path:
-            with every_call(step):
-                return save(*arguments)  # type: ignore[arg-type]
 
-        keeper.save_training = saving  # type: ignore[assignment]
-        work()
+def armed(arm: Callable[[], None], folder: Path, name: str) -> Child:
+    """The small Stage 3 in a process that strikes itself."""
 
-    return doomed
+    def work() -> None:
+        arm()
+        run_stage(3, folder, name, quiet=False)
+
+    return fork(work, folder / f"{name}.log")
+
+
+def finish(folder: Path, name: str) -> None:
+    """Go on with a run that was struck, from its start where it has no state yet."""
+    if complete(folder / "runs" / name):
+        resume(3, folder, name)
+    else:
+        run_stage(3, folder, name, "--overwrite")
 
 
 def failing_calls(folder: Path, full: bool) -> str:
@@ -144,37 +148,29 @@ def calls_of(work: Callable[[], None]) -> int:
 
 
 def signals(folder: Path, full: bool) -> str:
-    """F4: SIGTERM at random points, once and twice."""
+    """F4: SIGTERM at counted calls, once, and again inside the save that it asked for."""
     once, twice = (20, 5) if full else (2, 1)
     prepared(folder)
-    began = time.perf_counter()
-    assert start(3, folder, "whole").wait() == 0, tail(folder / "whole.log")
-    seconds, draw = time.perf_counter() - began, random.Random(1)
-    struck, index, slowest = 0, 0, 0.0
-    while struck < once + twice:
-        assert index < 3 * (once + twice), f"only {struck} of {index} signals struck"
-        name, run = f"stopped{index}", folder / "runs" / f"stopped{index}"
-        child = start(3, folder, name)
-        time.sleep(draw.uniform(0.2, 0.9) * seconds)
-        sent = time.perf_counter()
-        child.send(signal.SIGTERM)
-        if struck >= once:
-            time.sleep(0.01)
-            child.send(signal.SIGTERM)
-        code, index = child.wait(), index + 1
-        assert code in (0, 143), f"{name} ended with {code}: {tail(folder / f'{name}.log')}"
-        if code == 143:
-            slowest = max(slowest, time.perf_counter() - sent)
-            if struck < once and complete(run):
-                lost = logged_steps(run) - newest_step(run)
-                assert lost <= ITERATION, f"{name} lost {lost} env steps"
-            struck += 1
-        if complete(run):
-            resume(3, folder, name)
+    checks, _ = whole_run(folder)  # a signal after the last one finds a run that is done
+    draw, slowest = random.Random(1), 0.0
+    for index in range(once + twice):
+        name, run, note = f"stopped{index}", folder / "runs" / f"stopped{index}", folder / f"stopped{index}.struck"
+        if index < once:
+            arm = Strike.drawn(draw, signal.SIGTERM, note, (1, checks - 2)).arm
         else:
-            run_stage(3, folder, name, "--overwrite")
+            again = partial(on_calls_of_saves, at(draw.randint(1, 20), partial(hit, signal.SIGTERM, note)))
+            first = Strike.drawn(draw, signal.SIGTERM, folder / f"{name}.first", (1, checks - 2))
+            arm = partial(first.arm, then=again)
+        code = armed(arm, folder, name).wait()
+        slowest = max(slowest, since(note))
+        assert code == 143, f"{name} ended with {code}: {tail(folder / f'{name}.log')}"
+        if index < once:
+            lost = logged_steps(run) - newest_step(run)
+            assert lost <= ITERATION, f"{name} lost {lost} env steps"
+        finish(folder, name)
         assert_same(folder, "whole", name)
-    return f"{struck} signals, {twice} sent twice: at most one iteration lost, {slowest:.2f} s to the exit, bit-equal"
+    sent = f"{once + twice} signals, {twice} sent twice"
+    return f"{sent}: at most one iteration lost, {slowest:.2f} s to the exit, bit-equal"
 
 
 def logged_steps(run: Path) -> int:

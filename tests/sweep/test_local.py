@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from reinflow.sweep.configs import Variant
 from reinflow.sweep.local import LocalSweep, cpu_slots, gpu_slots
 from reinflow.sweep.plan import Job
 from reinflow.sweep.records import alive, look, read_records
+from tests.faults.runs import HANGS, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 START = """
@@ -31,7 +31,7 @@ status("running")
 FINE = START + "status('done'); print('fine')"
 BROKEN = START + "print('no luck'); sys.exit(3)"
 MISTAKEN = START + "print('error: no such flag'); sys.exit(2)"
-ENDLESS = START + "time.sleep(60)"
+ENDLESS = START + "time.sleep(3600)"
 SECOND_TIME = START + "status('done'); sys.exit(0 if len((run / 'starts').read_text().split()) > 1 else 1)"
 
 
@@ -97,14 +97,20 @@ sys.path.insert(0, {str(ROOT)!r})
 from reinflow.rundir import lock
 held = lock(pathlib.Path({str(one.run_dir)!r}))
 print("held", flush=True)
-time.sleep(1.5)
+sys.stdin.read()
 """
-    other = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
     said: list[str] = []
-    with LocalSweep([one], [Slot("cpu0", {})], tmp_path, False, say=said.append) as running:
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "waits" in line:
+            other.stdin.close()  # it ends
+
+    with LocalSweep([one], [Slot("cpu0", {})], tmp_path, False, say) as running:
         (record,) = running.run()
-    assert other.wait(10) == 0
+    assert other.wait(HANGS) == 0
     assert (record.state, record.attempts) == ("done", 1)
     assert said[1].endswith("waits for the process that still trains it")
 
@@ -148,16 +154,15 @@ sweep(pathlib.Path({folder!r}), [job(pathlib.Path({folder!r}), seed, ENDLESS) fo
 def test_a_stopped_sweep_leaves_no_process_behind_and_its_jobs_say_killed(tmp_path, number):
     code = DRIVER.format(root=str(ROOT), tests=str(Path(__file__).parent), folder=str(tmp_path))
     driver = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("*/status.json"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    pids = [record.pid for record in read_records(tmp_path) if record.state == "running"]
+
+    def pids() -> list[int | None]:
+        return [record.pid for record in read_records(tmp_path) if record.state == "running"]
+
+    wait_for(lambda: len(list(tmp_path.glob("*/status.json"))) == len(pids()) == 2)
+    left = pids()
     os.kill(driver.pid, number)
-    driver.wait(30)
-    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert len(pids) == 2
-    assert not any(alive(pid) for pid in pids)
+    driver.wait(HANGS)
+    wait_for(lambda: not any(alive(pid) for pid in left))
     assert sorted(look(record).state for record in read_records(tmp_path)) == ["killed", "killed", "queued"]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from reinflow.report import Config, main
 from reinflow.sweep.records import Record
+from tests.faults.runs import HANGS
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 CLICKS = """
@@ -49,7 +50,7 @@ def test_the_page_renders_sorts_and_logs_no_error(tmp_path):
         "--window-size=1280,2000",
         (tmp_path / "clicked.html").as_uri(),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS, check=False)
     written = re.search(r'<pre id="found">(.*?)</pre>', done.stdout)
     assert written, done.stderr
     found = json.loads(html.unescape(written.group(1)))

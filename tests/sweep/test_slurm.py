@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from reinflow.errors import UserError
 from reinflow.sweep import slurm
 from reinflow.sweep.records import Record, read_records
+from tests.faults.runs import HANGS, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = '''
@@ -27,12 +27,13 @@ from reinflow.sweep.slurm import run_on_slurm
 SCRIPT = """
 import json, pathlib, signal, sys, time
 run = pathlib.Path(sys.argv[1]); (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-with (run / "starts").open("a") as file: file.write(("resumed" if sys.argv[2:] else "new") + " ")
 def save(*_):
     (run / "checkpoints" / "step_1").touch()
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
-time.sleep(0.5 if sys.argv[2:] or "seed1" not in run.name else 60)
+with (run / "starts").open("a") as file: file.write(("resumed" if sys.argv[2:] else "new") + " ")
+if not sys.argv[2:] and "seed1" in run.name:
+    signal.pause()
 (run / "status.json").write_text(json.dumps({"state": "done", "heartbeat": time.time()}))
 """
 
@@ -59,13 +60,14 @@ def driver(tmp_path: Path) -> subprocess.Popen[str]:
 
 def running(folder: Path, seed: int) -> Record:
     """The job's record, once its script is up."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for record in read_records(folder):
-            if record.seed == seed and record.state == "running" and (Path(record.run_dir) / "starts").exists():
-                return record
-        time.sleep(0.1)
-    raise AssertionError("the job did not start")
+    found: list[Record] = []
+
+    def is_up() -> bool:
+        found[:] = [record for record in read_records(folder) if record.seed == seed and record.state == "running"]
+        return any((Path(record.run_dir) / "starts").exists() for record in found)
+
+    wait_for(is_up)
+    return found[0]
 
 
 def test_a_preempted_job_saves_is_queued_again_and_goes_on(tmp_path):
@@ -75,7 +77,7 @@ def test_a_preempted_job_saves_is_queued_again_and_goes_on(tmp_path):
     # what Slurm sends, to the process that waits for the run
     task = int(Path(f"/proc/{record.pid}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(task, signal.SIGUSR2)
-    output, _ = sweep.communicate(timeout=60)
+    output, _ = sweep.communicate(timeout=HANGS)
     assert sweep.returncode == 0, output
     assert [f"final {seed} done" in output for seed in range(2)] == [True, True]
     records = {record.seed: record for record in read_records(tmp_path / "sweep")}
@@ -88,11 +90,8 @@ def test_ctrl_c_cancels_the_jobs(tmp_path):
     sweep = driver(tmp_path)
     record = running(tmp_path / "sweep", seed=1)
     sweep.send_signal(signal.SIGINT)
-    sweep.communicate(timeout=60)
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{record.pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{record.pid}").exists()
+    sweep.communicate(timeout=HANGS)
+    wait_for(lambda: not Path(f"/proc/{record.pid}").exists())
 
 
 def test_a_job_that_ended_without_a_word_was_killed(tmp_path):
