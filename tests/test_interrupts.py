@@ -67,7 +67,7 @@ def test_a_terminal_that_is_closed_stops_the_runs_that_it_controls_and_no_others
         if controlling:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
-    in_training = Strike(signal.SIGSTOP, str(folder / f"{name}.struck"), checks=15)  # 5 belong to the first evaluation
+    in_training = Strike(signal.SIGSTOP, str(folder / f"{name}.struck"), checks=20)  # of 54, in the second iteration
     command = in_training.command(ROOT / "train_online_finetune.py", *flags(3, folder, name))
     with subprocess.Popen(
         [sys.executable, *command], stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=own_session,

@@ -18,8 +18,8 @@ from reinflow.cli import Flat, parse
 from reinflow.errors import UserError
 from reinflow.log import JsonlSink, MetricsLog, rewind_jsonl, to_host
 from reinflow.progress import clock
-from reinflow.run import Run
-from tests.faults.runs import HANGS, RunConfig, outcome
+from reinflow.run import Run, RunConfig, outcome
+from tests.faults.runs import HANGS
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,6 @@ import signal, sys
 from reinflow.cli import run_script
 from tests.test_run import Script
 from reinflow.run import Run
-from tests.faults.runs import HANGS
 def main(config):
     with Run.open(config.run, name="toy", full_config=config, total=10, unit="iterations") as run:
         run.log({"a": 1.0}, step=1)
