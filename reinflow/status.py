@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from reinflow.files import read_json, write_json
 
 BEAT_SECONDS = 1.0
@@ -32,6 +30,8 @@ class Status:
     @classmethod
     def new(cls, path: Path, name: str, seed: int, total: int, unit: str, resumed: bool) -> Status:
         """A fresh status; a resumed run keeps its successes."""
+        import torch  # not at the top: monitors and sweeps read a status, and torch takes seconds to start
+
         fields = {
             "name": name,
             "seed": seed,

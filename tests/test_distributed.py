@@ -39,7 +39,7 @@ from reinflow.resumable import latest_training
 from reinflow.run import Run, RunConfig
 from reinflow.watch import MEETING_PLACE, Watch
 from tests.faults.ranks import ROOT, SPEC, TORCHRUN, TRAIN, environment, toy_run, two_processes
-from tests.faults.runs import HANGS
+from tests.waiting import HANGS
 
 NUM_ENVS, DECISIONS = 8, 6
 UNEVEN = ([1.0, 2.0, 3.0], [10.0, 14.0])

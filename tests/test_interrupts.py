@@ -16,9 +16,10 @@ import pytest
 
 from reinflow import interrupts
 from reinflow.interrupts import EXIT_CODES, Interrupted
-from tests.faults.runs import HANGS, prepared, status
+from tests.faults.runs import prepared, status
 from tests.faults.strikes import Strike
 from tests.small import flags, run_stage
+from tests.waiting import HANGS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,7 +19,7 @@ from reinflow.errors import UserError
 from reinflow.log import JsonlSink, MetricsLog, rewind_jsonl, to_host
 from reinflow.progress import clock
 from reinflow.run import Run, RunConfig, outcome
-from tests.faults.runs import HANGS
+from tests.waiting import HANGS
 
 
 @dataclass(frozen=True)

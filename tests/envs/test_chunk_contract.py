@@ -28,7 +28,7 @@ from reinflow.errors import UserError
 from reinflow.interrupts import EXIT_CODES
 from reinflow.types import BatchedEnv, ChunkEnv, ChunkStep, EnvSpec, StepResult
 from tests.faults.processes import give_up_soon_on
-from tests.faults.runs import HANGS
+from tests.waiting import HANGS
 
 CHUNK, FRAMES, GAMMA, LIMIT = 3, 2, 0.5, 5
 """actions per decision, frames per observation, discount per env step, env steps per episode"""

@@ -23,7 +23,8 @@ from reinflow.sweep.configs import VARIANTS
 from reinflow.sweep.local import LocalSweep, Slot
 from reinflow.sweep.plan import Job
 from reinflow.sweep.records import alive, read_records
-from tests.faults.runs import fork, tail, wait_for
+from tests.faults.runs import fork, tail
+from tests.waiting import wait_for
 
 
 def toys(num_envs: int, worker: int) -> ActionChunk:

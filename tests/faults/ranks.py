@@ -15,8 +15,8 @@ from typing import Any
 from reinflow.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from reinflow.envs import EnvConfig, make_env
 from reinflow.policies import PolicySpec, build_policy
-from tests.faults.runs import HANGS
 from tests.faults.strikes import Strike, since
+from tests.waiting import HANGS
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "train_online_finetune.py")

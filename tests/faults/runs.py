@@ -20,16 +20,7 @@ from reinflow.errors import UserError
 from reinflow.resumable import latest_training, states
 from reinflow.trees import split
 from tests.small import demo_file, run_stage
-
-HANGS = 240.0
-"""seconds after which whatever a test still waits for hangs; nothing takes so long, however busy the machine is"""
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + HANGS
-    while not condition():
-        assert time.monotonic() < deadline, f"it did not come about within {HANGS:.0f} s"
-        time.sleep(0.02)
+from tests.waiting import HANGS
 
 
 @dataclass

@@ -11,7 +11,7 @@ from unittest import mock
 
 from reinflow import trackers
 from reinflow.log import MetricsLog
-from tests.faults.runs import HANGS
+from tests.waiting import HANGS
 
 ITERATION = 0.02
 """seconds of an iteration; real ones take longer"""

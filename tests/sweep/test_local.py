@@ -18,7 +18,7 @@ from reinflow.sweep.configs import Variant
 from reinflow.sweep.local import LocalSweep, cpu_slots, gpu_slots
 from reinflow.sweep.plan import Job
 from reinflow.sweep.records import alive, look, read_records
-from tests.faults.runs import HANGS, wait_for
+from tests.waiting import HANGS, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 START = """

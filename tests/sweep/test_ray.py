@@ -12,7 +12,7 @@ import pytest
 from reinflow.errors import UserError
 from reinflow.sweep import ray as ray_executor
 from reinflow.sweep.records import read_records
-from tests.faults.runs import HANGS
+from tests.waiting import HANGS
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = '''

@@ -12,7 +12,7 @@ import pytest
 
 from reinflow.report import Config, main
 from reinflow.sweep.records import Record
-from tests.faults.runs import HANGS
+from tests.waiting import HANGS
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 CLICKS = """

@@ -14,7 +14,7 @@ import pytest
 from reinflow.errors import UserError
 from reinflow.sweep import slurm
 from reinflow.sweep.records import Record, read_records
-from tests.faults.runs import HANGS, wait_for
+from tests.waiting import HANGS, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = '''
