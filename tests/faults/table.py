@@ -22,10 +22,10 @@ class Fault:
 
 
 FAULTS = [
-    Fault("F1", "kill -9 at random times and inside saves; resume", stopping.kills),
+    Fault("F1", "kill -9 at counted calls and inside saves; resume", stopping.kills),
     Fault("F2", "failure and death at every system call of a save", stopping.failing_calls),
     Fault("F3", "cuts, flips and mutations of checkpoints", disk.damage),
-    Fault("F4", "SIGTERM at random points, once and twice", stopping.signals),
+    Fault("F4", "SIGTERM at counted calls, once and twice", stopping.signals),
     Fault("F5", "full, read-only and forbidden disks", disk.disks),
     Fault("F6", "numbers that aren't finite, everywhere", values.numbers),
     Fault("F7", "simulator workers killed and hung", processes.workers),
