@@ -9,6 +9,7 @@ import json
 import os
 import runpy
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -79,11 +80,15 @@ def on_checks(act: Callable[[], None]) -> None:
 
 
 def on_calls_of_saves(act: Callable[[], None]) -> None:
-    """`act()` comes before every system call by which the saves from now on change the disk."""
+    """`act()` comes before every system call by which the saves from now on change the disk.
+
+    Not before those that the training makes beside a save: how many there are is a matter of time.
+    """
     save = keeper.save_training
 
     def saving(*arguments: object) -> Path:
-        with every_call(lambda number, name: act()):
+        saver = threading.get_ident()
+        with every_call(lambda number, name: act() if threading.get_ident() == saver else None):
             return save(*arguments)  # type: ignore[arg-type]
 
     keeper.save_training = saving  # type: ignore[assignment]
