@@ -10,7 +10,7 @@ by `install()`, not before.
     system.py      the stand-in for PhysxGpuSystem        patches.py     all patches of ManiSkill, its known versions
     layout.py      where a body's numbers lie             kinematics.py  inverse kinematics
     buffers.py     CPU memory as a CudaArray              contacts.py    impulse queries
-    render.py      images (needs a Vulkan driver)
+    render.py      images (needs a Vulkan driver)         forgetting.py  what PhysX keeps over a reset, and its end
 """
 
 from __future__ import annotations

@@ -150,8 +150,7 @@ def _patch_scene() -> None:
     def clear_sim_state(original: Any, env: sapien_env.BaseEnv) -> None:
         original(env)
         if _is_batched(env.scene):
-            # stock physx_cpu writes every pose at a reset, which also refreshes PhysX's contact pairs
-            env.scene.px.force_write_back(env.scene._reset_mask.numpy())
+            env.scene.px.forget(env.scene._reset_mask.numpy())
 
     @_wrap(ActorBuilder, "build_physx_component")
     def build_physx_component(original: Any, builder: ActorBuilder, link_parent: Any = None) -> Any:

@@ -19,6 +19,7 @@ from sapien import physx
 
 from reinflow.envs.cpu_batch.buffers import HostBuffer
 from reinflow.envs.cpu_batch.contacts import Body, ContactReader, ImpulseQuery
+from reinflow.envs.cpu_batch.forgetting import renewed
 from reinflow.envs.cpu_batch.layout import BODY_SIZE, SceneLayout
 from reinflow.errors import UserError
 
@@ -58,9 +59,10 @@ class BatchedPhysxCpuSystem:
 
     __class__ = property(lambda self: physx.PhysxGpuSystem)  # type: ignore[assignment]
 
-    def __init__(self, scenes: Sequence[sapien.Scene]) -> None:
+    def __init__(self, scenes: list[sapien.Scene]) -> None:
+        """The list is shared with ManiSkill's scene: `forget` replaces its members."""
         check_room_for(len(scenes))
-        self._scenes = list(scenes)
+        self._scenes = scenes
         self.systems: list[physx.PhysxCpuSystem] = [scene.physx_system for scene in scenes]
         self.device = HostDevice()
         self._contacts = ContactReader()
@@ -119,9 +121,7 @@ class BatchedPhysxCpuSystem:
             return
         packed, poses = [], []
         for scene, system, targets in zip(self._scenes, self.systems, self._pending_targets, strict=True):
-            for set_target, value in chain.from_iterable(targets):
-                set_target(value)
-            targets.clear()
+            set_targets(targets)
             run_substeps(system, count)
             packed.append(system.pack())
             poses.append(scene.pack_poses())
@@ -156,12 +156,33 @@ class BatchedPhysxCpuSystem:
         position.mark_seen()
         velocity.mark_seen()
 
-    def force_write_back(self, scenes: Bool[np.ndarray, "n"]) -> None:
-        """Have the next apply write every pose, velocity and joint state of these scenes, changed or not."""
+    def forget(self, scenes: Bool[np.ndarray, "n"]) -> None:
+        """Have these scenes keep nothing of what happened in them.
+
+        The next apply writes all their poses, velocities and joint states, changed or not.
+        """
+        self.run_pending_steps()
+        for index in np.flatnonzero(scenes):
+            self._scenes[index] = renewed(self._scenes[index])
+            self.systems[index] = self._scenes[index].physx_system
+        self._contacts.moved_on()
         self.cuda_rigid_body_data.force(np.flatnonzero(scenes[self.layout.row_scene]))
         articulations = np.flatnonzero(scenes[self.layout.articulation_scene])
         for buffer in (self.cuda_articulation_qpos, self.cuda_articulation_qvel, self.cuda_articulation_qf):
             buffer.force(articulations)
+
+    def settle(self) -> None:
+        """Run what is pending, drive targets too: the scenes are where the buffers say."""
+        self.run_pending_steps()
+        for targets in self._pending_targets:
+            set_targets(targets)
+
+    def read_anew(self) -> None:
+        """After the scenes were written past the buffers."""
+        self._state_fresh = False
+        self._contacts.moved_on()
+        self._read_state()
+        self._read_drive_targets()
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
@@ -329,6 +350,13 @@ class BatchedPhysxCpuSystem:
     def _read_contacts(self) -> None:
         self.run_pending_steps()
         self._contacts.read(self.systems)
+
+
+def set_targets(pending: list[Iterable[tuple[SetTarget, float]]]) -> None:
+    """And empty the list."""
+    for set_target, value in chain.from_iterable(pending):
+        set_target(value)
+    pending.clear()
 
 
 def run_substeps(system: physx.PhysxCpuSystem, count: int) -> None:
