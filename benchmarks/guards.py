@@ -17,7 +17,6 @@ from benchmarks._compare import parser, save
 from benchmarks._training import Training
 from reinflow.algos.guard import StepGuard
 from reinflow.envs import EnvConfig
-from reinflow.envs.replay import EpisodeLog
 from reinflow.envs.wrappers import ActionChunk
 from reinflow.policies import PolicyConfig
 
@@ -28,9 +27,6 @@ def unguarded_step(self: StepGuard, loss: torch.Tensor, parts: list) -> None:
         optimizer.step()
 
 
-def nothing(*arguments: object) -> None: ...
-
-
 @contextmanager
 def unguarded(num_envs: int) -> Iterator[None]:
     usable = torch.ones(num_envs, dtype=torch.bool)
@@ -38,8 +34,6 @@ def unguarded(num_envs: int) -> Iterator[None]:
         mock.patch.object(StepGuard, "step", unguarded_step),
         mock.patch.object(StepGuard, "metrics", return_value={}),
         mock.patch.object(ActionChunk, "_usable", return_value=usable),
-        mock.patch.object(EpisodeLog, "add", nothing),
-        mock.patch.object(EpisodeLog, "turn", nothing),
     ):
         yield
 

@@ -106,11 +106,16 @@ class BatchedEnv(Protocol):
         """`render` tells whether anyone will look at this frame's pictures; the result stays when the env goes on."""
         ...
 
-    def random_state(self) -> Any:
-        """What unseeded resets draw from, as data; None where the env can't be brought back to where it was."""
+    def state(self) -> Any:
+        """The moment that all envs are at, as data; None where they can't be brought back to it.
+
+        The envs go on from what the data say, as restored ones do: what can't be read is forgotten.
+        """
         ...
 
-    def set_random_state(self, state: Any) -> None: ...
+    def restore(self, state: Any) -> bool:
+        """Go on from a `state` of equal envs, to the bit; False where that fails, and `reset` has to follow."""
+        ...
 
     def close(self) -> None: ...
 
@@ -168,7 +173,7 @@ class ChunkEnv(Protocol):
         ...
 
     def state(self) -> Any:
-        """Where all envs are, as data; None where that can't be brought back."""
+        """Where all envs are, as data from which they go on themselves; None where that can't be brought back."""
         ...
 
     def restore(self, state: Any) -> Obs | None:

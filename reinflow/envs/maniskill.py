@@ -113,15 +113,35 @@ class ManiSkillEnv:
         """What the camera for people sees now."""
         return self.env.render_rgb_array()
 
-    def random_state(self) -> dict[str, Any] | None:
+    def state(self) -> dict[str, Any] | None:
         """None on a GPU, whose simulation does not repeat to the bit."""
         if self.device.type == "cuda":
             return None
-        return {"torch": list(self._randomness), "numpy": numpy_state(*self._numpy_generators())}
+        from reinflow.envs import moments
 
-    def set_random_state(self, state: dict[str, Any]) -> None:
-        self._randomness = list(state["torch"])
+        memory, numbers = moments.memory_of(self.env), moments.numbers_of_env(self.env)
+        moments.go_on_from(self.env, numbers)
+        return {
+            "geometry": moments.geometry_of_env(self.env),
+            "numbers": numbers,
+            "reached": moments.numbers_of_env(self.env),
+            "memory": memory,
+            "torch": list(self._randomness),
+            "numpy": numpy_state(*self._numpy_generators()),
+        }
+
+    def restore(self, state: Any) -> bool:
+        if not isinstance(state, dict) or self.device.type == "cuda":
+            return False
+        from reinflow.envs import moments
+
+        if not torch.equal(moments.geometry_of_env(self.env), state["geometry"].cpu()):
+            return False
+        moments.go_on_from(self.env, state["numbers"])
+        moments.remember(self.env, state["memory"])
+        self._randomness = [generator.cpu() for generator in state["torch"]]
         set_numpy_state_(state["numpy"], *self._numpy_generators())
+        return torch.equal(moments.numbers_of_env(self.env), state["reached"].cpu())
 
     def close(self) -> None:
         self.env.close()
@@ -175,27 +195,46 @@ def forget_contacts_at_reset(env: Any) -> None:
     """PhysX reports a scene's contacts of before its reset until it steps again, on every ManiSkill backend.
 
     An episode would then start with `is_grasped` of the last one: a policy that just succeeded believes at once that it
-    holds the next cube. Here the first frame of an episode has no contacts between its bodies.
+    holds the next cube. Here an env has no contacts between its bodies from its reset to its next step, also while
+    others are reset.
     """
-    reset = env.reset
+    reset, step = env.reset, env.step
+    unstepped = torch.zeros(env.num_envs, dtype=torch.bool, device=env.device)
 
     def fresh_reset(seed: Any = None, options: dict | None = None) -> Any:
         env_idx = (options or {}).get("env_idx")
-        impulses = env.scene.get_pairwise_contact_impulses
+        unstepped[slice(None) if env_idx is None else env_idx] = True
+        if "get_pairwise_contact_impulses" not in vars(env.scene):
+            cover(env.scene)
+        return reset(seed=seed, options=options)
+
+    def cover(scene: Any) -> None:
+        impulses = scene.get_pairwise_contact_impulses
 
         def without_stale_ones(first: Any, second: Any) -> Float[Tensor, "n 3"]:
-            found = impulses(first, second).clone()
-            found[slice(None) if env_idx is None else env_idx] = 0
-            return found
+            return impulses(first, second).masked_fill(unstepped.unsqueeze(1), 0.0)
 
-        scene = env.scene
         scene.get_pairwise_contact_impulses = without_stale_ones
-        try:
-            return reset(seed=seed, options=options)
-        finally:
-            del scene.get_pairwise_contact_impulses
 
-    env.reset = fresh_reset
+    def uncovered_step(action: Any) -> Any:
+        unstepped.fill_(False)
+        vars(env.scene).pop("get_pairwise_contact_impulses", None)
+        return step(action)
+
+    env.reset, env.step = fresh_reset, uncovered_step
+
+
+def forget_episode_at_reset(env: Any) -> None:
+    """A single stock env on the CPU; the batched backend does so itself."""
+    from reinflow.envs.moments import forget_everything
+
+    clear = env._clear_sim_state
+
+    def forget_and_clear() -> None:
+        forget_everything(env)
+        clear()
+
+    env._clear_sim_state = forget_and_clear
 
 
 def quiet_maniskill() -> None:
@@ -259,6 +298,8 @@ def make(config: CompleteEnvConfig, num_envs: int, backend: str, filmed: bool = 
     except (KeyError, AssertionError, NotImplementedError) as error:
         raise explained(error, config) from error
     forget_contacts_at_reset(env.unwrapped)
+    if backend == "physx_cpu":
+        forget_episode_at_reset(env.unwrapped)
     return env.unwrapped
 
 

@@ -56,10 +56,11 @@ class Recorder:
         self._over = still | result.terminated.cpu() | (self._steps >= self.spec.max_episode_steps)
         return result
 
-    def random_state(self) -> None:
+    def state(self) -> None:
         """A film is not resumed."""
 
-    def set_random_state(self, state: None) -> None: ...
+    def restore(self, state: None) -> bool:
+        return False
 
     def close(self) -> None:
         self.env.close()

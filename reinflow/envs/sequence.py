@@ -43,13 +43,12 @@ class Sequence:
         """Of envs that can be filmed."""
         return torch.cat([env.picture() for env in self.envs])  # type: ignore[attr-defined]
 
-    def random_state(self) -> list[Any] | None:
-        states = [env.random_state() for env in self.envs]
+    def state(self) -> list[Any] | None:
+        states = [env.state() for env in self.envs]
         return None if any(state is None for state in states) else states
 
-    def set_random_state(self, state: list[Any]) -> None:
-        for env, own in zip(self.envs, state, strict=True):
-            env.set_random_state(own)
+    def restore(self, state: list[Any]) -> bool:
+        return all([env.restore(own) for env, own in zip(self.envs, state, strict=True)])
 
     def close(self) -> None:
         for env in self.envs:

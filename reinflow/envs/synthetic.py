@@ -35,7 +35,7 @@ class SyntheticEnv:
         self.step_seconds = step_seconds
         self.generator = torch.Generator(self.device).manual_seed(0)
         self.mix = torch.randn(action_dim, state_dim, generator=self.generator, device=self.device) / action_dim
-        self.state = torch.zeros(num_envs, state_dim, device=self.device)
+        self.walk = torch.zeros(num_envs, state_dim, device=self.device)
         size = (len(image.cameras), image.height, image.width, 3) if image else (0, 0, 0, 3)
         self.texture = torch.randint(0, 256, size, generator=self.generator, device=self.device, dtype=torch.uint8)
         self.spec = EnvSpec(
@@ -54,34 +54,36 @@ class SyntheticEnv:
     def reset(self, seed: int | None = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
         if seed is not None:
             self.generator.manual_seed(seed)
-        fresh = torch.randn(self.state.shape, generator=self.generator, device=self.device)
+        fresh = torch.randn(self.walk.shape, generator=self.generator, device=self.device)
         if env_idx is None:
-            self.state = fresh
+            self.walk = fresh
         else:
-            self.state = self.state.index_copy(0, env_idx, fresh[: len(env_idx)])
+            self.walk = self.walk.index_copy(0, env_idx, fresh[: len(env_idx)])
         return self._frame(render=True)
 
     def step(self, action: Float[Tensor, "n a"], render: bool = True) -> StepResult:
         if self.step_seconds:
             time.sleep(self.step_seconds)
-        self.state = torch.addmm(0.9 * self.state, action, self.mix)
-        reward = (-self.state.square().mean(1)).exp()
+        self.walk = torch.addmm(0.9 * self.walk, action, self.mix)
+        reward = (-self.walk.square().mean(1)).exp()
         return StepResult(self._frame(render), reward, reward > 0.9, torch.zeros_like(reward, dtype=torch.bool))
 
     def _frame(self, render: bool) -> dict[str, Tensor]:
-        frame = {"state": self.state}
+        frame = {"state": self.walk}
         if self.spec.image is None or not render:
             return frame
-        brightness = (255 * self.state[:, 0].sigmoid()).to(torch.uint8)
+        brightness = (255 * self.walk[:, 0].sigmoid()).to(torch.uint8)
         rgb = self.texture // 2 + (brightness // 2).view(-1, 1, 1, 1, 1)
         made = {"rgb": rgb, "depth": rgb[..., :1].to(torch.int16) * 8}
         return frame | {name: made[name] for name in self.spec.image.names}
 
-    def random_state(self) -> Tensor:
-        return self.generator.get_state()
+    def state(self) -> dict[str, Tensor]:
+        return {"generator": self.generator.get_state(), "walk": self.walk}
 
-    def set_random_state(self, state: Tensor) -> None:
-        self.generator.set_state(state.cpu())
+    def restore(self, state: dict[str, Tensor]) -> bool:
+        self.generator.set_state(state["generator"].cpu())
+        self.walk = state["walk"].to(self.device)
+        return True
 
     def close(self) -> None:
         pass

@@ -78,11 +78,13 @@ class ToyEnv:
         reward = 0.5 * (1 - distance / 3) + 0.5 * success
         return StepResult(self._obs(), reward, success, success & self.terminate_on_success)
 
-    def random_state(self) -> Tensor:
-        return self.generator.get_state()
+    def state(self) -> dict[str, Tensor]:
+        return {"generator": self.generator.get_state(), "position": self.position, "goal": self.goal}
 
-    def set_random_state(self, state: Tensor) -> None:
-        self.generator.set_state(state.cpu())
+    def restore(self, state: dict[str, Tensor]) -> bool:
+        self.generator.set_state(state["generator"].cpu())
+        self.position, self.goal = (state[name].to(self.device) for name in ("position", "goal"))
+        return True
 
     def close(self) -> None:
         pass

@@ -299,7 +299,7 @@ class Scripted:
         reward = self.rewards[torch.arange(self.num_envs), (step - 1) % self.rewards.shape[1]]
         return StepResult({"state": self.frame.clone()}, reward, ended, ended)
 
-    def random_state(self) -> None:
+    def state(self) -> None:
         """Nothing is random here, and nothing is resumed."""
 
     def close(self) -> None:

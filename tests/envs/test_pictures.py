@@ -33,7 +33,7 @@ class Counting:
         self.rendered.append(render)
         return self.env.step(action, render or self.always)
 
-    def random_state(self) -> None:
+    def state(self) -> None:
         """Nothing is resumed here."""
 
     def close(self) -> None:

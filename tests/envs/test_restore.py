@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reinflow.data.experts import make_expert
-from reinflow.envs import EnvConfig, make_env
+from reinflow.envs import EnvConfig
 from reinflow.envs.maniskill import ManiSkillEnv
 from reinflow.envs.sequence import Sequence
 from reinflow.envs.toy import ToyEnv
@@ -116,19 +116,42 @@ def test_another_number_of_envs_or_workers_is_not_restored():
     workers.close()
 
 
-def test_an_env_that_does_not_repeat_is_not_restored_as_if_it_did():
-    left = toy(3)
+def test_an_env_that_gets_elsewhere_is_not_restored_as_if_it_did():
+    pytest.importorskip("mani_skill")
+    left = maniskill("PickCube-v1", 2)
     left.reset(seed=0)
-    left.step_chunk(torch.zeros(3, 3, 2))
     state = copied(left.state())
-    state["frames"]["state"][1, -1, 0] += 1e-6
-    assert toy(3).restore(state) is None
+    assert left.restore(state) is not None
+    state["env"]["reached"][0] += 1e-6
+    assert left.restore(state) is None
+    left.close()
 
 
-def test_the_log_holds_two_episodes_and_no_more():
-    env = make_env(EnvConfig("Toy-v0"), 2, 3, 1, 0.9)
+def test_an_env_with_other_parts_is_not_restored():
+    pytest.importorskip("mani_skill")
+    left = maniskill("PegInsertionSide-v1", 1)
+    left.reset(seed=0)
+    state = copied(left.state())
+    state["env"]["geometry"][-1] += 1e-3
+    assert left.restore(state) is None
+    left.close()
+
+
+def test_a_state_of_an_older_version_is_not_restored():
+    env = toy(2)
     env.reset(seed=0)
-    for _ in range(50):
-        env.step_chunk(torch.zeros(2, 3, 2))
-        # 24 env steps in chunks of 3 are 8 chunks an episode
-        assert sum(len(section.actions) for section in env.log.sections) <= 16
+    assert env.restore({"log": [], "frames": {}, "stats": {}}) is None
+
+
+def test_an_env_goes_on_the_same_way_however_often_its_state_was_taken():
+    pytest.importorskip("mani_skill")
+    once, thrice = maniskill("PickCube-v1", 2), maniskill("PickCube-v1", 2)
+    for env, times in ((once, 1), (thrice, 3)):
+        env.reset(seed=3)
+        play(env, actions(env, 4, seed=0))
+        states = [copied(env.state()) for _ in range(times)]
+    assert torch.equal(states[0]["env"]["numbers"], states[-1]["env"]["numbers"])
+    after = actions(once, 4, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(play(once, after), play(thrice, after), strict=True))
+    once.close()
+    thrice.close()

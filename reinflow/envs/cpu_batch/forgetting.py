@@ -13,7 +13,7 @@ Found and measured in docs/lab_log.md (2026-11-28).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,8 +74,26 @@ def sleep_and_wake(body: Any) -> None:
     body.wake_up()
 
 
+Take = Callable[[int], Float[np.ndarray, "count"]]
+"""the next `count` numbers"""
+
+SIZES = ("half_size", "radius", "half_length", "scale", "vertices")
+"""of the kinds of collision shapes, those that they have"""
+
+
 def articulations_of(system: physx.PhysxCpuSystem) -> list[physx.PhysxArticulation]:
     return [link.articulation for link in system.articulation_link_components if link.is_root]
+
+
+def geometry_of(system: physx.PhysxCpuSystem) -> Float[np.ndarray, "numbers"]:
+    """Masses, and places and sizes of all collision shapes."""
+    moving = [*system.rigid_dynamic_components, *system.articulation_link_components]
+    parts: list[Any] = [[body.mass for body in moving]]
+    for body in (*moving, *system.rigid_static_components):
+        for shape in body.collision_shapes:
+            parts += [shape.local_pose.p, shape.local_pose.q]
+            parts += [np.ravel(getattr(shape, size)) for size in SIZES if hasattr(shape, size)]
+    return np.concatenate(parts).astype(np.float32)
 
 
 def numbers_of(system: physx.PhysxCpuSystem) -> Float[np.ndarray, "numbers"]:
@@ -112,7 +130,7 @@ def write_numbers(systems: Sequence[physx.PhysxCpuSystem], numbers: Float[np.nda
             write_articulation(articulation, take)
 
 
-def write_articulation(articulation: physx.PhysxArticulation, take: Any) -> None:
+def write_articulation(articulation: physx.PhysxArticulation, take: Take) -> None:
     articulation.set_root_pose(sapien.Pose(take(3), take(4)))
     articulation.set_root_linear_velocity(take(3))
     articulation.set_root_angular_velocity(take(3))
