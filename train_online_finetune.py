@@ -20,7 +20,7 @@ from reinflow.errors import UserError
 from reinflow.evaluation import EvalConfig
 from reinflow.loops import OnPolicyConfig
 from reinflow.policies import NoiseNetConfig
-from reinflow.presets import ONLINE_PRESETS
+from reinflow.presets import ONLINE_PRESETS, beside_the_guide
 from reinflow.run import RunConfig
 
 
@@ -99,4 +99,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Config, presets=ONLINE_PRESETS)
+    run_script(main, Config, presets=ONLINE_PRESETS, notice=beside_the_guide)

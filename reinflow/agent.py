@@ -238,7 +238,7 @@ class ReinFlowAgent(nn.Module):
     def update_noise_schedule(self, step: int) -> None:
         """Set the noise bounds for `step` env steps; call it between iterations only."""
         self.env_steps = step
-        self.actor.set_noise_bounds_(*self.noise.bounds(step))
+        self.actor.set_noise_bounds_(*self.noise.bounds(step, self.actor.num_steps))
 
     def value_loss(
         self, cond: Float[Tensor, "b z"], returns: Float[Tensor, "b"], valid: Float[Tensor, "b"] | None = None

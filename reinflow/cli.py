@@ -42,12 +42,14 @@ def run_script(
     config_type: type[C],
     *,
     presets: Mapping[str, C | Mapping[str, Any]] | None = None,
+    notice: Callable[[C], str | None] | None = None,
     argv: Sequence[str] | None = None,
 ) -> None:
     """Parse `argv` (default: the process's own) and call `main`.
 
     `presets` maps a name to a whole config or to the flags that differ, `{"num_envs": 256}`; `--preset NAME` replaces
-    the defaults and `--resume DIR` takes those of that run; every other flag still overrides them.
+    the defaults and `--resume DIR` takes those of that run; every other flag still overrides them. A config that comes
+    from neither may deserve a line to the user, which `notice` makes.
     Exits 2 with `error: ...` on a mistake of the user, 130 on Ctrl-C, 143 on SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -56,11 +58,19 @@ def run_script(
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, leave)
             config = parse(config_type, arguments, presets=presets or {}, description=config_type.__doc__)
+            if notice and not any(split_option(name, arguments)[0] for name in ("preset", "resume")):
+                announce(notice(config))
             main(config)
         except UserError as error:
             fail(str(error), USER_ERROR)
         except KeyboardInterrupt:
             fail("interrupted", INTERRUPTED)
+
+
+def announce(line: str | None) -> None:
+    """Print a line in one of the processes that torchrun starts."""
+    if line and os.environ.get("RANK", "0") == "0":
+        print(f"note: {line}", flush=True)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from reinflow.cli import flat_fields
+
 Preset = dict[str, Any]
 
 FAST_NET: Preset = {"net": "mlp", "obs_horizon": 1, "act_horizon": 4, "pred_horizon": 4}
@@ -62,7 +64,6 @@ ONLINE_PRESETS: dict[str, Preset] = {
         "critic_warmup_steps": 5000,
         "min_noise_std": 0.01,
         "max_noise_std": 0.3,
-        "noise_scale": "per_step",
         "noise_decay_type": "linear",
         "noise_decay_steps": 500_000,
     },
@@ -80,8 +81,6 @@ ONLINE_PRESETS: dict[str, Preset] = {
         "num_envs": 128,
         "rollout_steps": 24,
         "total_timesteps": 400_000,
-        "min_noise_std": 0.1,
-        "max_noise_std": 0.4,
         "noise_decay_steps": 1_500_000,
         "lr": 2e-4,
         "lr_noise": 2e-4,
@@ -89,3 +88,19 @@ ONLINE_PRESETS: dict[str, Preset] = {
         "eval_freq": 8,
     },
 }
+
+
+ENOUGH_OF_THE_GUIDE = 2
+"""values of the guide's baseline among a command's flags that make it look like one of the guide's commands"""
+
+
+def beside_the_guide(config: Any) -> str | None:
+    """A line on what a Stage 3 command in the guide's words leaves to this project's defaults, else None."""
+    values, defaults = dict(flat_fields(config)), dict(flat_fields(type(config)()))
+    guide = ONLINE_PRESETS["guide"]
+    taken = [name for name in guide if values[name] == guide[name] != defaults[name]]
+    others = [f"{name} {guide[name]} (here {values[name]})" for name in guide if values[name] != guide[name]]
+    if len(taken) < ENOUGH_OF_THE_GUIDE or not others:
+        return None
+    also = f"which also has {', '.join(others)}; --preset guide sets all of them"
+    return f"{', '.join(taken)} are as in the guide's baseline, {also}"

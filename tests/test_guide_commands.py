@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from reinflow.cli import parse
+from reinflow.cli import flat_fields, parse, run_script, with_flags
+from reinflow.presets import ONLINE_PRESETS, beside_the_guide
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,6 +54,7 @@ def test_the_full_command_sets_what_it_names():
         0.3,
         500_000,
     )
+    assert config.noise.initial_bounds(config.num_inference_steps) == (0.01, 0.3)
     assert config.run.track
     assert config.run.wandb_project_name == "ManiSkill_ReinFlow"
 
@@ -63,4 +65,41 @@ def test_the_guide_preset_holds_the_guides_baseline():
     assert (config.ppo.clip_ratio, config.ppo.entropy_coef, config.ppo.value_coef) == (0.2, 0.01, 0.5)
     assert (config.ppo.lr, config.ppo.lr_critic, config.ppo.critic_warmup_steps) == (3e-5, 1e-4, 5000)
     assert (config.online.rollout_steps, config.ppo.ppo_epochs, config.num_inference_steps) == (128, 4, 8)
-    assert (config.noise.noise_decay_type, config.noise_net.noise_scale) == ("linear", "per_step")
+    assert config.noise.noise_decay_type == "linear"
+    assert config.noise.initial_bounds(8) == (0.01, 0.3)
+
+
+TABLE = [
+    "critic_warmup_steps", "noise_decay_type", "noise_decay_steps", "min_noise_std", "max_noise_std", "clip_ratio",
+    "entropy_coef", "value_coef", "lr", "lr_critic", "num_inference_steps", "rollout_steps", "ppo_epochs",
+    "minibatch_size",
+]  # fmt: skip
+"""the rows of the guide's baseline that are flags"""
+
+
+def announced(words: list[str], capsys) -> list[str]:
+    """What Stage 3 says before it starts."""
+    module = script("train_online_finetune")
+    run_script(lambda config: None, module.Config, presets=module.ONLINE_PRESETS, notice=beside_the_guide, argv=words)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_basic_command_hears_in_one_line_what_else_the_guides_baseline_has(capsys):
+    (line,) = announced(BASIC.split(), capsys)
+    config = dict(flat_fields(parse(script("train_online_finetune").Config, BASIC.split())))
+    guide = dict(flat_fields(with_flags(script("train_online_finetune").Config(), ONLINE_PRESETS["guide"])))
+    for name in TABLE:
+        assert (f"{name} {guide[name]} (here {config[name]})" in line) == (guide[name] != config[name]), name
+    assert line.count("(here ") == 13
+
+
+def test_the_full_command_differs_from_the_guides_baseline_in_what_the_guide_does_not_name(capsys):
+    (line,) = announced(FULL.split(), capsys)
+    assert "which also has logprob_reduction sum (here sqrt);" in line
+
+
+@pytest.mark.parametrize(
+    "words", [["--preset", "guide", "--lr", "1e-5"], ["--preset", "toy", *BASIC.split()], ["--num_envs", "16"], []]
+)
+def test_nothing_is_said_of_the_guide_where_nobody_asked_for_it(words, capsys):
+    assert announced(words, capsys) == []

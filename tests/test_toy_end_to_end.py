@@ -59,9 +59,7 @@ def clone(family: str = "shortcut", iterations: int = 1500) -> Policy:
 def fine_tune(policy: Policy, env: ChunkEnv, most_env_steps: int, target: float) -> float:
     """Train until the evaluated success passes `target` or the steps are used up; returns it."""
     ppo = PPOConfig(lr=2e-4, lr_noise=2e-4, minibatch_size=384, critic_warmup_steps=10_000)
-    agent = ReinFlowAgent.from_policy(
-        policy, ppo, NoiseConfig(min_noise_std=0.1, max_noise_std=0.4, noise_decay_steps=1_500_000)
-    )
+    agent = ReinFlowAgent.from_policy(policy, ppo, NoiseConfig(noise_decay_steps=1_500_000))
     learner = PPO(agent, ppo)
     shape = (NUM_ENVS * DECISIONS, SPEC.cond_dim, SPEC.pred_horizon, SPEC.action_dim)
     buffer = RolloutBuffer(*shape, ppo.gamma, ppo.gae_lambda, agent.actor.num_steps)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -25,8 +24,6 @@ class NoiseNetConfig:
     """width of its two hidden layers"""
     noise_per_position: bool = False
     """one std per chunk position and action dimension instead of one per action dimension"""
-    noise_scale: Literal["total", "per_step"] = "total"
-    """`total`: bounds are for the whole chain, each of K steps gets bound / sqrt(K); `per_step`: each gets the bound"""
 
 
 class NoisyFlow(nn.Module):
@@ -38,7 +35,6 @@ class NoisyFlow(nn.Module):
         spec = policy.spec
         self.policy = policy
         self.num_steps = num_steps
-        self.noise_scale = config.noise_scale
         noise_net = ExploreNoiseNet(
             TIME_EMBED_DIM,
             spec.cond_dim,
@@ -67,9 +63,8 @@ class NoisyFlow(nn.Module):
         return x + d * velocity, std
 
     def set_noise_bounds_(self, min_std: float, max_std: float) -> None:
-        """Bounds of the std in normalised action units, in place."""
-        scale = self.num_steps**-0.5 if self.noise_scale == "total" else 1.0
-        self.noisy_net.explore_noise_net.set_bounds_(min_std * scale, max_std * scale)
+        """Bounds of every step's std in normalised action units, in place."""
+        self.noisy_net.explore_noise_net.set_bounds_(min_std, max_std)
 
     def velocity_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the flow's own network, for an optimiser group of their own."""

@@ -90,8 +90,8 @@ def test_rollout_update_and_schedules():
     assert agent.is_in_critic_warmup()
     agent.update_noise_schedule(step=250_000)
     assert not agent.is_in_critic_warmup()
-    # linear: .3 * .5 + .01 * .5 = .155 for the whole chain, .155 / sqrt(8) per step
-    torch.testing.assert_close(agent.actor.noisy_net.explore_noise_net.max_std, torch.tensor(0.155 / 8**0.5))
+    # linear: .3 * .5 + .01 * .5 = .155 per step
+    torch.testing.assert_close(agent.actor.noisy_net.explore_noise_net.max_std, torch.tensor(0.155))
 
     batch = next(buffer.minibatches(6))
     loss_dict = agent.compute_ppo_loss(
@@ -138,10 +138,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_both_values(tmp_path, ch
         make_agent().load_from_aw_shortcut_flow(path)
 
 
-def test_the_noise_bounds_can_be_meant_for_every_step_instead_of_the_whole_chain():
-    net = ShortCutVelocityUNet1D(input_dim=7, global_cond_dim=256, **UNET)
-    agent = ReinFlowAgent(net, 256, 7, 16, 8, max_noise_std=0.3, noise_scale="per_step")
-    torch.testing.assert_close(agent.actor.noisy_net.explore_noise_net.max_std, torch.tensor(0.3))
+def test_the_guides_noise_bounds_are_those_of_every_denoising_step():
+    net = make_agent().actor.noisy_net.explore_noise_net
+    torch.testing.assert_close(torch.stack((net.min_std, net.max_std)), torch.tensor([0.01, 0.3]))
 
 
 def test_an_unknown_option_is_refused():

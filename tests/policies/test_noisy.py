@@ -20,7 +20,7 @@ def std_of(actor, rows=4):
 
 @every_family
 def test_the_std_starts_at_the_geometric_mean_of_its_bounds_and_follows_them_in_place(make_policy, family):
-    actor = make_stochastic(make_policy(family), 4, NoiseNetConfig(noise_scale="per_step"))
+    actor = make_stochastic(make_policy(family), 4)
     buffers = {name: b.data_ptr() for name, b in actor.named_buffers()}
     for low, high, expected in ((0.04, 0.16, 0.08), (0.01, 0.09, 0.03)):  # sqrt(.0064), sqrt(.0009)
         actor.set_noise_bounds_(low, high)
@@ -50,14 +50,6 @@ def test_gradients_reach_the_noise_and_the_std_stays_strictly_inside_its_bounds(
         assert ((std > 0.05) & (std < 0.3)).all()
         optimizer.step()
     assert (std_of(actor) > 0.25).all()
-
-
-@pytest.mark.parametrize(("scale", "expected"), [("per_step", 0.2), ("total", 0.1)])
-def test_total_noise_is_shared_by_the_steps_and_per_step_noise_is_not(make_policy, scale, expected):
-    # four steps of std .1 add up to sqrt(4 * .01) = .2
-    actor = make_stochastic(make_policy("shortcut"), 4, NoiseNetConfig(noise_scale=scale))
-    actor.set_noise_bounds_(0.2, 0.2)
-    torch.testing.assert_close(std_of(actor), torch.full((4, 8, 3), expected))
 
 
 def test_one_std_per_action_dimension_or_one_per_position(make_policy):
