@@ -135,6 +135,8 @@ def evaluated(policy: Policy, task: EnvSpec, config: Config, steps: Sequence[int
         spec.check_fits(env.spec)
         print(f"{'K':>3} {'success_once':>12} {'at_end':>7} {'return':>8} {'length':>7} {'calls/s':>8}  {task.env_id}")
         for num_steps in steps:
+            if warning := policy.steps_warning(num_steps):
+                print(f"warning: {warning}")
             result = evaluate(
                 policy,
                 env,

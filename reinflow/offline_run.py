@@ -54,6 +54,9 @@ class OfflineRun:
 
     def train(self) -> None:
         """To the end, from the start or from the state that the run resumes; goes back once where it diverges."""
+        policy = self.learner.ema.module
+        if warning := policy.steps_warning(policy.spec.num_inference_steps):
+            self.run.alarm(warning)
         with self.keeper.saving_when_interrupted(lambda: self.state.count):
             if self.run.resumed:
                 self._go_back(self.keeper.restore())

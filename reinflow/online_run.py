@@ -64,7 +64,10 @@ class OnlineRun:
 
     def train(self) -> None:
         """To the end, from the start or from the state that the run resumes; goes back once where it diverges."""
-        warn_of_few_iterations(self.run, self.config, self.agent.policy.spec.act_horizon)
+        policy = self.agent.policy
+        warn_of_few_iterations(self.run, self.config, policy.spec.act_horizon)
+        if warning := policy.steps_warning(policy.spec.num_inference_steps):
+            self.run.alarm(warning)
         with self.keeper.saving_when_interrupted():
             obs = None
             if self.run.resumed:

@@ -58,3 +58,7 @@ class Policy(nn.Module):
         self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"], num_steps: int | None = None
     ) -> Float[Tensor, "b h a"]:
         raise NotImplementedError
+
+    def steps_warning(self, num_steps: int) -> str | None:
+        """A sentence where sampling in this many steps costs accuracy that another number keeps, else None."""
+        return None

@@ -29,7 +29,7 @@ class FlowPolicy(Policy):
     """Samplable; families say which step size their network is shown and how `loss` trains it."""
 
     def step_label(self, d: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
-        """What the network is shown of a step size."""
+        """What the network is shown of a step size: the one rule of training, sampling and scoring."""
         return d
 
     def avg_velocity(

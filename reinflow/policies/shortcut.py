@@ -1,6 +1,7 @@
 """ShortCut Flow (Frans et al., arXiv:2410.12557): one network for every step size, consistent with itself.
 
-Differs: flow rows always carry d = 0, and the bootstrap teacher may take more than two steps (`teacher_steps`).
+Differs: flow rows always carry d = 0, the bootstrap teacher may take more than two steps (`teacher_steps`), and the
+network is shown trained step sizes only, by the teacher and by every sampler alike.
 """
 
 from __future__ import annotations
@@ -21,16 +22,12 @@ from reinflow.policies.spec import PolicySpec
 class ShortcutConfig:
     """Training targets of the ShortCut Flow."""
 
-    max_denoising_steps: int = 8
-    """N: the smallest bootstrapped step is 1/N"""
     self_consistency_k: float = 0.25
     """share of rows trained on bootstrap targets"""
     flow_weight: float = 1.0
     """weight of the flow-matching rows"""
     shortcut_weight: float = 1.0
     """weight of the bootstrap rows"""
-    step_size_mode: Literal["power2", "uniform", "fixed"] = "power2"
-    """student steps: 1/2^i, 1/n for any n up to N, or always 1/N"""
     target_mode: Literal["velocity", "endpoint"] = "velocity"
     """compare average velocities, or the endpoints they lead to (weights an error by d^2)"""
     teacher_steps: int = 2
@@ -41,8 +38,6 @@ class ShortcutConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.self_consistency_k <= 1:
             raise UserError(f"--self_consistency_k {self.self_consistency_k} must be from 0 to 1")
-        if self.max_denoising_steps < 1:
-            raise UserError(f"--max_denoising_steps {self.max_denoising_steps} must be at least 1")
         if self.teacher_steps < 2:
             raise UserError(f"--teacher_steps {self.teacher_steps} must be at least 2: one step would teach nothing")
 
@@ -53,6 +48,30 @@ class Shortcut(FlowPolicy):
     def __init__(self, spec: PolicySpec, net: nn.Module, config: ShortcutConfig | None = None):
         super().__init__(spec, net)
         self.config = config or ShortcutConfig()
+
+    def trained_steps(self, device: torch.device | None = None) -> Int[Tensor, "n"]:
+        """Numbers of steps 1/d whose step size d bootstrap rows train."""
+        most = self.spec.max_denoising_steps
+        if self.spec.step_size_mode == "power2":
+            return 2 ** torch.arange(most.bit_length(), device=device)
+        if self.spec.step_size_mode == "uniform":
+            return torch.arange(1, most + 1, device=device)
+        return torch.full((1,), most, device=device)
+
+    def step_label(self, d: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """The largest trained step size that is not above d; 0, the instantaneous velocity, is always trained."""
+        steps = self.trained_steps(d.device)
+        not_above = d[:, None] * steps > 1 - 1e-4
+        return torch.where(not_above, 1.0 / steps, 0.0).amax(1)
+
+    def steps_warning(self, num_steps: int) -> str | None:
+        trained = self.trained_steps().tolist()
+        if num_steps in trained or num_steps > max(trained):
+            return None
+        return (
+            f"K = {num_steps} denoising steps were not trained, and each is taken for a smaller one, which loses "
+            f"accuracy: choose K from {', '.join(map(str, trained))}, or more than {max(trained)}"
+        )
 
     def loss(
         self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b h a"], teacher: FlowPolicy | None = None
@@ -89,13 +108,8 @@ class Shortcut(FlowPolicy):
 
     def bootstrap_times(self, rows: int, device: torch.device) -> tuple[Int[Tensor, "b"], Float[Tensor, "b"]]:
         """Numbers of student steps 1/d, and times t on each d's own grid, so that t + d <= 1."""
-        most = self.config.max_denoising_steps
-        if self.config.step_size_mode == "power2":
-            steps = 2 ** torch.randint(0, most.bit_length(), (rows,), device=device)
-        elif self.config.step_size_mode == "uniform":
-            steps = torch.randint(1, most + 1, (rows,), device=device)
-        else:
-            steps = torch.full((rows,), most, device=device)
+        trained = self.trained_steps(device)
+        steps = trained[torch.randint(len(trained), (rows,), device=device)]
         index = (torch.rand(rows, device=device) * steps).long()
         return steps, index / steps
 
@@ -110,11 +124,9 @@ class Shortcut(FlowPolicy):
     ) -> Float[Tensor, "b h a"]:
         """Mean of the teacher's velocities over equal steps from t to t + d."""
         small = d / self.config.teacher_steps
-        # steps below the smallest trained one are labelled 0, the instantaneous velocity, which flow rows train
-        label = torch.where(small * self.config.max_denoising_steps < 1 - 1e-4, 0.0, small)
         x, total = x_t, torch.zeros_like(x_t)
         for index in range(self.config.teacher_steps):
-            v = teacher.avg_velocity(x, t + index * small, label, cond)
+            v = teacher.avg_velocity(x, t + index * small, small, cond)
             x = x + small[:, None, None] * v
             total += v
         return total / self.config.teacher_steps

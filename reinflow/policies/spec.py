@@ -8,7 +8,14 @@ from typing import Any, Literal
 from reinflow.errors import UserError
 from reinflow.types import EnvSpec, ImageSpec
 
-ADDED_LATER = {"image": None, "visual_encoder": "plain_conv", "visual_feature_dim": 256, "max_depth": 2.0}
+ADDED_LATER = {
+    "image": None,
+    "visual_encoder": "plain_conv",
+    "visual_feature_dim": 256,
+    "max_depth": 2.0,
+    "max_denoising_steps": 8,
+    "step_size_mode": "power2",
+}
 """fields that a checkpoint may lack because it is older than they are, and what it meant without them"""
 
 
@@ -47,6 +54,10 @@ class PolicyConfig:
     """numbers that it makes of the pictures of one frame"""
     max_depth: float = 2.0
     """metres at which depth pictures saturate"""
+    max_denoising_steps: int = 8
+    """N of the shortcut family: the smallest bootstrapped step is 1/N"""
+    step_size_mode: Literal["power2", "uniform", "fixed"] = "power2"
+    """step sizes that it trains: 1/2^i, 1/n for any n up to N, or 1/N alone"""
 
     def for_env(self, env: EnvSpec, num_inference_steps: int) -> PolicySpec:
         """The complete spec for a task."""
@@ -95,6 +106,8 @@ class PolicySpec(PolicyConfig):
             raise UserError(
                 f"--diffusion_step_embed_dim {self.diffusion_step_embed_dim} must be an even number of at least 4"
             )
+        if self.max_denoising_steps < 1:
+            raise UserError(f"--max_denoising_steps {self.max_denoising_steps} must be at least 1")
         if self.max_depth <= 0 or self.visual_feature_dim < 1:
             raise UserError("--max_depth and --visual_feature_dim must be positive")
 

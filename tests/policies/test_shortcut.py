@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from reinflow.errors import UserError
-from reinflow.policies import PolicySpec, Shortcut, ShortcutConfig, build_policy
+from reinflow.policies import PolicySpec, Shortcut, ShortcutConfig, build_policy, make_stochastic
 from reinflow.policies.ema import EMA
 
 
@@ -31,8 +31,10 @@ def constant(value):
 def shown(make_spec, rows=4000, **options):
     """Times and step sizes that the student sees in one loss, and those that its teacher sees."""
     student, teacher = constant(1.0), constant(1.0)
-    policy = Shortcut(make_spec(), student, ShortcutConfig(**options))
-    policy.loss(torch.zeros(rows, 10), torch.zeros(rows, 8, 3), teacher=Shortcut(make_spec(), teacher))
+    of_spec = {name: options.pop(name) for name in ("step_size_mode", "max_denoising_steps") if name in options}
+    spec = make_spec(**of_spec)
+    policy = Shortcut(spec, student, ShortcutConfig(**options))
+    policy.loss(torch.zeros(rows, 10), torch.zeros(rows, 8, 3), teacher=Shortcut(spec, teacher))
     return student.times, student.steps, teacher
 
 
@@ -73,6 +75,48 @@ def test_the_teacher_takes_half_steps_and_the_instantaneous_velocity_below_the_s
     assert torch.equal(first, expected)
     assert torch.equal(second, expected)
     torch.testing.assert_close(teacher.times, torch.cat((times, times + steps / 2)))
+
+
+@pytest.mark.parametrize(("mode", "most"), [("power2", 8), ("power2", 6), ("uniform", 6), ("fixed", 8)])
+@pytest.mark.parametrize("teacher_steps", [2, 3, 4])
+def test_the_teacher_is_shown_nothing_that_no_row_trains(make_spec, mode, most, teacher_steps):
+    options = {"step_size_mode": mode, "max_denoising_steps": most, "teacher_steps": teacher_steps}
+    _, trained, teacher = shown(make_spec, self_consistency_k=0.5, **options)
+    assert set(teacher.steps.tolist()) <= set(trained.tolist())
+
+
+@pytest.mark.parametrize(
+    ("mode", "most", "trained"),
+    [("power2", 8, {1, 2, 4, 8}), ("power2", 6, {1, 2, 4}), ("uniform", 6, {1, 2, 3, 4, 5, 6}), ("fixed", 8, {8})],
+)
+@pytest.mark.parametrize("net", ["mlp", "unet"])
+@torch.no_grad()
+def test_sampling_and_scoring_in_any_number_of_steps_show_the_next_smaller_step_size_that_is_trained(
+    make_policy, net, mode, most, trained
+):
+    policy = make_policy(net=net, step_size_mode=mode, max_denoising_steps=most)
+    for parameter in policy.parameters():  # a fresh net hardly tells step sizes apart
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    cond, noise = torch.randn(3, 10), torch.randn(3, 8, 3)
+    for num_steps in (*range(1, 10), 16):
+        label = torch.full((3,), max((1 / n for n in trained if n >= num_steps), default=0.0))
+        states = [noise]
+        for k in range(num_steps):
+            t = torch.full((3,), k / num_steps)
+            states.append(states[-1] + policy.net(states[-1], t, label, cond) / num_steps)
+        torch.testing.assert_close(policy.sample(cond, noise, num_steps), states[-1])
+        actor, chain = make_stochastic(policy, num_steps), torch.stack(states, 1)
+        torch.testing.assert_close(actor.steps(chain[:, :-1], cond)[0], chain[:, 1:])
+        mean = actor.kernel(cond)
+        torch.testing.assert_close(mean(num_steps - 1, states[-2])[0], states[-1])
+
+
+@pytest.mark.parametrize(
+    ("mode", "most", "coarse"), [("power2", 8, {3, 5, 6, 7}), ("uniform", 8, set()), ("fixed", 4, {1, 2, 3})]
+)
+def test_few_steps_of_an_untrained_size_are_warned_about_and_many_are_not(make_policy, mode, most, coarse):
+    policy = make_policy(step_size_mode=mode, max_denoising_steps=most)
+    assert {k for k in range(1, 33) if policy.steps_warning(k)} == coarse
 
 
 @pytest.mark.parametrize("teacher_steps", [2, 3, 4, 8])
@@ -116,9 +160,7 @@ def test_targets_carry_no_gradient_to_their_teacher(make_policy):
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-@pytest.mark.parametrize(
-    "options", [{"self_consistency_k": 1.5}, {"max_denoising_steps": 0}, {"teacher_steps": 1}], ids=str
-)
+@pytest.mark.parametrize("options", [{"self_consistency_k": 1.5}, {"teacher_steps": 1}], ids=str)
 def test_impossible_options_are_refused_by_name(options):
     with pytest.raises(UserError, match=next(iter(options))):
         ShortcutConfig(**options)

@@ -47,6 +47,13 @@ def test_a_stored_spec_with_a_missing_or_unknown_key_is_refused_by_name(make_spe
         PolicySpec.from_dict(stored)
 
 
+def test_a_spec_of_before_the_trained_step_sizes_were_stored_has_those_of_the_default(make_spec):
+    stored = make_spec(step_size_mode="uniform", max_denoising_steps=6).to_dict()
+    del stored["step_size_mode"], stored["max_denoising_steps"]
+    spec = PolicySpec.from_dict(stored)
+    assert (spec.step_size_mode, spec.max_denoising_steps) == ("power2", 8)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -56,6 +63,7 @@ def test_a_stored_spec_with_a_missing_or_unknown_key_is_refused_by_name(make_spe
         ({"act_horizon": 0}, "act_horizon"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"mlp_depth": 0}, "mlp_depth"),
+        ({"max_denoising_steps": 0}, "max_denoising_steps"),
         ({"net": "unet", "n_groups": 0}, "n_groups"),  # ZeroDivisionError otherwise
         ({"net": "unet", "unet_dims": ()}, "unet_dims"),
         ({"diffusion_step_embed_dim": 15}, "diffusion_step_embed_dim"),
