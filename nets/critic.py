@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from nets.mlp import MLP
 from nets.normalize import MeanStdNormalizer, Moments, row_moments
 
-
 SCALE_BAND = (0.02, 10.0)
 """sizes of the returns, in units of V's scale, between which V follows them in tens of updates without another one"""
 

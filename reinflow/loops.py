@@ -192,7 +192,7 @@ def collect(
             reward=step.reward,
             value=value,
             log_prob=chain.log_prob,
-            done=step.ended | step.broken,
+            done=step.ended,
             valid=~step.broken,
             executed=step.executed,
             terminated=step.terminated,

@@ -131,6 +131,7 @@ class PPO:
             "explained_variance": explained_variance(data["value"][kept], data["returns"][kept]),
             "advantage_std": distributed.moments(data["advantages"][kept])[1],
             "value_mean": data["value"][kept].mean(),
+            "value_scale": self.agent.critic.scale.clone(),
             "action_clip_fraction": (data["actions"][:, :, -1][kept].abs() > 1).float().mean(),
         }
         if critic_only:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -166,7 +167,7 @@ class RolloutBuffer:
             if name == "value":
                 entry.nan_to_num_(0.0, 0.0, 0.0)
             elif name not in self._flags:
-                mapped(entry, lambda part, to=1 if name == "stds" else 0: part.masked_fill_(like(left_out, part), to))
+                mapped(entry, partial(blank_, rows=left_out, blank=1 if name == "stds" else 0))
 
     @torch.no_grad()
     def sizes(self) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
@@ -223,6 +224,6 @@ class RolloutBuffer:
         return torch.index_select(entry, 0, index, out=place[: len(index)])
 
 
-def like(rows: Bool[Tensor, "r n"], entry: Float[Tensor, "r n ..."]) -> Bool[Tensor, "r n ..."]:
-    """A flag per row in as many dims as an entry has."""
-    return rows.view(*rows.shape, *(1,) * (entry.dim() - rows.dim()))
+def blank_(entry: Float[Tensor, "r n ..."], rows: Bool[Tensor, "r n"], blank: float) -> Tensor:
+    """Overwrite those rows of an entry."""
+    return entry.masked_fill_(rows.view(*rows.shape, *(1,) * (entry.dim() - rows.dim())), blank)

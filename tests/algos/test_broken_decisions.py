@@ -133,5 +133,7 @@ def test_a_final_value_that_is_not_finite_matters_where_it_is_bootstrapped_from(
 
 
 def test_a_last_value_that_is_not_finite_matters_where_the_episode_goes_on():
-    buffer = computed([[Decision(3.0)], [Decision(3.0, end="broken")], [Decision(3.0, 1.0, "truncated", 3.0)]], math.nan)
+    buffer = computed(
+        [[Decision(3.0)], [Decision(3.0, end="broken")], [Decision(3.0, 1.0, "truncated", 3.0)]], math.nan
+    )
     assert buffer.data["valid"].flatten().tolist() == [0, 0, 1]
