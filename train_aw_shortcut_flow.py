@@ -78,6 +78,7 @@ def main(config: Config) -> None:
                 gamma=gamma,
                 device=run.device,
                 max_picture_gb=config.demos.max_picture_gb,
+                still=env.spec.still,
                 **horizons,
             )
             options = {"config": config.shortcut} if spec.family == "shortcut" else {}

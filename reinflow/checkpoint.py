@@ -166,9 +166,10 @@ def typed(description: dict[str, Any], name: str, kind: type) -> Any:
 def env_spec_from(data: dict[str, Any]) -> EnvSpec:
     """TypeError if a field is missing, unknown or of another kind."""
     low, high, image = tuple(data["action_low"]), tuple(data["action_high"]), data.get("image")
+    still = tuple(data.get("still", ()))
     if image is not None:
         image = ImageSpec(**{**image, "cameras": tuple(image["cameras"])})
-    spec = EnvSpec(**{**data, "action_low": low, "action_high": high, "image": image})
+    spec = EnvSpec(**{**data, "action_low": low, "action_high": high, "image": image, "still": still})
     kinds = {"int": int, "str": str}
     for one in fields(EnvSpec):
         kind = kinds.get(str(one.type))

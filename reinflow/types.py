@@ -21,6 +21,9 @@ Obs = dict[str, Tensor]
 where 0 and less mean that nothing was hit. `privileged`, float (n o p), is what only a critic may see.
 """
 
+StillAction = tuple[float | None, ...]
+"""Per action dimension what keeps the robot where it is; None where that is the last action again."""
+
 OBSERVABLE = ("state", "rgb", "depth")
 """parts of an observation mode, in the order of its name"""
 
@@ -74,6 +77,8 @@ class EnvSpec:
     """env steps after which an episode is truncated"""
     image: ImageSpec | None = None
     """the pictures of an observation, where it has any"""
+    still: StillAction = ()
+    """what pads actions; empty in a checkpoint that is older than it"""
 
     @property
     def action_dim(self) -> int:

@@ -113,7 +113,8 @@ def stage_2() -> tuple[AdvantageWeightedRegression, ChunkDataset]:
     for demo in toy_demos(8, noise=0.5, seed=0):
         nothing = torch.zeros(len(demo["actions"]), dtype=torch.bool)
         trajectories.append(Trajectory(**demo, terminated=nothing, truncated=nothing))
-    dataset = ChunkDataset(Demos(trajectories, env_id="Toy-v0", control_mode="toy"), 1, 4, 4, gamma=0.97)
+    demos = Demos(trajectories, env_id="Toy-v0", control_mode="toy")
+    dataset = ChunkDataset(demos, 1, 4, 4, gamma=0.97, still=(0.0, 0.0))
     torch.manual_seed(distributed.rank())
     policy = build_policy(PolicySpec.from_dict(SPEC.to_dict() | {"family": "gaussian", "num_inference_steps": 1}))
     policy.fit_normalizers_(*dataset.statistics())

@@ -47,7 +47,7 @@ def clone(family: str = "shortcut", iterations: int = 1500) -> Policy:
         nothing = torch.zeros(len(demo["actions"]), dtype=torch.bool)
         trajectories.append(Trajectory(**demo, terminated=nothing, truncated=nothing))
     demos = Demos(trajectories, env_id="Toy-v0", control_mode="toy")
-    dataset = ChunkDataset(demos, SPEC.obs_horizon, SPEC.pred_horizon, SPEC.act_horizon, gamma=0.97)
+    dataset = ChunkDataset(demos, SPEC.obs_horizon, SPEC.pred_horizon, SPEC.act_horizon, gamma=0.97, still=(0.0, 0.0))
     policy = build_policy(replace(SPEC, family=family))
     policy.fit_normalizers_(*dataset.statistics())
     learner = BehaviorCloning(policy, BCConfig(lr=1e-3), iterations)

@@ -1,9 +1,8 @@
 """Windows of demonstrations as batches of tensors on the learner's device: gathers by index, no loader.
 
 The window at time t shows the observations t-o+1 .. t and the actions t-o+1 .. t-o+h, so that the executed slice of a
-chunk starts at t. Before the start the first observation repeats; after the end a delta controller gets no arm motion
-and the last gripper value, an absolute one its last action again. Padded actions before the start are like those
-after the end, with the first gripper value.
+chunk starts at t. Before the start the first observation repeats. Padded actions keep the robot where it is
+(`EnvSpec.still`): no motion where an action dimension moves something, its nearest recorded value where it holds.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from reinflow.data.demos import Demos
 from reinflow.data.pictures import open_store
-from reinflow.types import Obs
+from reinflow.types import Obs, StillAction
 
 PICTURES_FOR_STATISTICS = 256
 
@@ -45,11 +44,6 @@ class TransitionBatch(Batch):
     """the recording ended there without termination"""
 
 
-def is_delta(control_mode: str) -> bool:
-    """Whether an action of zeros means no arm motion."""
-    return "delta" in control_mode or "vel" in control_mode or control_mode == "toy"
-
-
 class ChunkDataset:
     """Every step of every trajectory is the start of a window; tables of indices are made once."""
 
@@ -62,7 +56,10 @@ class ChunkDataset:
         gamma: float,
         device: torch.device | str = "cpu",
         max_picture_gb: float = 4.0,
+        *,
+        still: StillAction,
     ):
+        """`still` is that of the task's `EnvSpec`."""
         self.device = torch.device(device)
         self.gamma = gamma
         self.horizons = (obs_horizon, pred_horizon, act_horizon)
@@ -70,7 +67,7 @@ class ChunkDataset:
         self.obs = torch.cat([trajectory.obs for trajectory in demos.trajectories]).to(self.device)
         pictures = [trajectory.pictures for trajectory in demos.trajectories if trajectory.pictures is not None]
         self.pictures = open_store(pictures, max_picture_gb, self.device) if pictures else None
-        padded = [pad_actions(t.actions, obs_horizon - 1, pred_horizon, demos.control_mode) for t in demos.trajectories]
+        padded = [pad_actions(t.actions, obs_horizon - 1, pred_horizon, still) for t in demos.trajectories]
         self.actions = torch.cat(padded).to(self.device)
         self.recorded_actions = torch.cat([trajectory.actions for trajectory in demos.trajectories]).to(self.device)
         starts = Starts.of(lengths, obs_horizon - 1 + pred_horizon, self.device)
@@ -164,14 +161,12 @@ class Starts:
 
 
 def pad_actions(
-    actions: Float[Tensor, "t a"], before: int, after: int, control_mode: str
+    actions: Float[Tensor, "t a"], before: int, after: int, still: StillAction
 ) -> Float[Tensor, "before+t+after a"]:
-    """Actions with `before` rows in front and `after` rows behind, as the module says."""
-    first, last = actions[:1].clone(), actions[-1:].clone()
-    if is_delta(control_mode):
-        gripper = slice(-1, None) if control_mode != "toy" else slice(0, 0)
-        for edge in (first, last):
-            kept = edge[:, gripper].clone()
-            edge.zero_()
-            edge[:, gripper] = kept
+    """Actions with `before` rows in front and `after` rows behind that keep the robot where it is."""
+    if len(still) != actions.shape[1]:
+        raise ValueError(f"still has {len(still)} numbers for actions of {actions.shape[1]}")
+    holds = torch.tensor([value is None for value in still])
+    nothing = torch.tensor([0.0 if value is None else value for value in still])
+    first, last = (torch.where(holds, edge, nothing) for edge in (actions[:1], actions[-1:]))
     return torch.cat((first.expand(before, -1), actions, last.expand(after, -1)))

@@ -26,6 +26,7 @@ from reinflow.envs.cameras import (
     render_device,
 )
 from reinflow.envs.config import CompleteEnvConfig
+from reinflow.envs.still import still_action
 from reinflow.errors import UserError
 from reinflow.rng import numpy_state, set_numpy_state_
 from reinflow.types import EnvSpec, StepResult
@@ -81,6 +82,7 @@ class ManiSkillEnv:
             action_high=tuple(space.high.tolist()),
             max_episode_steps=limit,
             image=image_spec(self.env, config.env_id, frame) if has_pictures(config.obs_mode) else None,
+            still=still_action(self.env.agent.controller),
         )
 
     def reset(self, seed: int | None = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:

@@ -49,6 +49,7 @@ class SyntheticEnv:
             action_high=(1.0,) * action_dim,
             max_episode_steps=max_episode_steps,
             image=image,
+            still=(None,) * action_dim,
         )
 
     def reset(self, seed: int | None = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:

@@ -52,6 +52,7 @@ class ToyEnv:
             action_low=(-1.0, -1.0),
             action_high=(1.0, 1.0),
             max_episode_steps=max_episode_steps,
+            still=(0.0, 0.0),
         )
 
     def reset(self, seed: int | None = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:

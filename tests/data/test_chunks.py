@@ -7,6 +7,7 @@ import torch
 
 from reinflow.data.chunks import ChunkDataset
 from reinflow.data.demos import Demos, Trajectory
+from reinflow.types import StillAction
 
 GAMMA = 0.5
 
@@ -27,12 +28,16 @@ def trajectory(steps: int, start: float, gripper: tuple[float, ...], terminated:
     )
 
 
-def dataset(control_mode: str = "pd_ee_delta_pose", terminated: bool = False) -> ChunkDataset:
+MOVES, HOLDS = (0.0, None), (None, None)
+"""a delta beside a gripper, and absolute control"""
+
+
+def dataset(still: StillAction = MOVES, terminated: bool = False) -> ChunkDataset:
     """A trajectory of three steps from 10, one of two steps from 20; windows of two frames and four actions."""
     first = trajectory(3, 10, (1, 1, -1), terminated)
     second = trajectory(2, 20, (1, -1))
-    demos = Demos([first, second], "Some-v0", control_mode)
-    return ChunkDataset(demos, obs_horizon=2, pred_horizon=4, act_horizon=2, gamma=GAMMA)
+    demos = Demos([first, second], "Some-v0", "some_mode")
+    return ChunkDataset(demos, obs_horizon=2, pred_horizon=4, act_horizon=2, gamma=GAMMA, still=still)
 
 
 def every(data: ChunkDataset) -> torch.Tensor:
@@ -63,9 +68,20 @@ def test_delta_control_is_padded_with_no_motion_and_the_nearest_gripper_value():
 
 
 def test_absolute_control_is_padded_with_the_nearest_action():
-    chunk = dataset("pd_joint_pos").window(every(dataset())).chunk
+    chunk = dataset(HOLDS).window(every(dataset())).chunk
     assert chunk[0, :, 0].tolist() == [10, 10, 11, 12]
     assert chunk[2, :, 0].tolist() == [11, 12, 12, 12]
+
+
+def test_what_commands_no_motion_may_be_another_number_than_zero():
+    # bounds of -1 and 3 that are scaled to [-1, 1]: 0 of them is -.5
+    chunk = dataset((-0.5, None)).window(every(dataset())).chunk
+    assert chunk[2, :, 0].tolist() == [11, 12, -0.5, -0.5]
+
+
+def test_a_task_with_another_number_of_actions_is_refused():
+    with pytest.raises(ValueError, match="3 numbers for actions of 2"):
+        dataset((0.0, 0.0, None))
 
 
 def test_the_executed_slice_starts_at_the_newest_frame():
@@ -100,7 +116,7 @@ def test_a_recorded_termination_is_not_a_truncation():
 def test_a_chunk_stops_at_a_termination_inside_it():
     one = trajectory(4, 0, (1, 1, 1, 1))
     one.terminated[1] = True
-    data = ChunkDataset(Demos([one], "Some-v0", "pd_ee_delta_pose"), 1, 4, 4, GAMMA)
+    data = ChunkDataset(Demos([one], "Some-v0", "some_mode"), 1, 4, 4, GAMMA, still=MOVES)
     step = data.transition(torch.tensor([0, 1]))
     # from t = 0 two steps happen, from t = 1 one: rewards 1 + .5 * 2 and 2
     assert step.reward.tolist() == [2, 2]
@@ -126,5 +142,6 @@ def test_draws_repeat_with_the_generator():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_are_made_on_the_device():
-    data = ChunkDataset(Demos([trajectory(3, 0, (1, 1, 1))], "Some-v0", "toy"), 2, 4, 2, GAMMA, device="cuda")
+    demos = Demos([trajectory(3, 0, (1, 1, 1))], "Some-v0", "some_mode")
+    data = ChunkDataset(demos, 2, 4, 2, GAMMA, device="cuda", still=MOVES)
     assert data.sample_transitions(8, torch.Generator("cuda")).next_obs["state"].device.type == "cuda"

@@ -18,6 +18,7 @@ from reinflow.types import ImageSpec
 
 SIZE = (4, 6)
 STEPS = (5, 3)
+STILL = (None,) * 7
 SPEC = ImageSpec(("left", "hand"), *SIZE, rgb=True, depth=True)
 
 
@@ -85,15 +86,14 @@ def test_a_damaged_picture_is_one_sentence(tmp_path: Path, max_gb: float):
     damaged[chunk.byte_offset : chunk.byte_offset + chunk.size] = b"\xff" * chunk.size
     path.write_bytes(damaged)
     with pytest.raises(UserError, match=r"trajectory.h5 is cut short, damaged"):
-        dataset = ChunkDataset(loaded(path), 2, 2, 4, gamma=0.97, max_picture_gb=max_gb)
+        dataset = ChunkDataset(loaded(path), 2, 2, 4, gamma=0.97, max_picture_gb=max_gb, still=STILL)
         dataset.window(torch.arange(len(dataset)))
 
 
 @pytest.mark.parametrize("max_gb", [1.0, 0.0], ids=["held", "streamed"])
 def test_a_window_shows_the_pictures_of_its_frames(tmp_path: Path, max_gb: float):
-    data = ChunkDataset(
-        loaded(written(tmp_path)), obs_horizon=2, pred_horizon=4, act_horizon=2, gamma=1.0, max_picture_gb=max_gb
-    )
+    horizons = {"obs_horizon": 2, "pred_horizon": 4, "act_horizon": 2}
+    data = ChunkDataset(loaded(written(tmp_path)), **horizons, gamma=1.0, max_picture_gb=max_gb, still=STILL)
     assert isinstance(data.pictures, HeldPictures if max_gb else StreamedPictures)
     # windows start at steps 0..4 of the first trajectory and 0..2 of the second, whose frames count from 50
     batch = data.transition(torch.tensor([0, 4, 6, 4]))
@@ -122,7 +122,7 @@ def test_an_episode_that_is_cut_at_success_loses_the_pictures_behind_it(tmp_path
     path = written(tmp_path, data, episode(3, 50))
     demos = loaded(path)
     demos.trajectories = [trajectory.under_rules(terminate_on_success=True) for trajectory in demos.trajectories]
-    chunks = ChunkDataset(demos, obs_horizon=1, pred_horizon=2, act_horizon=1, gamma=1.0)
+    chunks = ChunkDataset(demos, obs_horizon=1, pred_horizon=2, act_horizon=1, gamma=1.0, still=STILL)
     # 2 steps and 3 frames are left of the first, so the second's frames follow row 2
     assert len(chunks) == 2 + 3
     assert chunks.window(torch.tensor([2])).obs["rgb"][0, 0, 0, 0, 0, 0] == 50

@@ -129,9 +129,10 @@ def demonstrations(folder: Path, full: bool) -> str:
 def read_pictures(path: Path) -> None:
     """Load demonstrations with pictures and look at every frame, held in memory and streamed."""
     demos = load_demos(path, obs_mode="rgb+depth")
+    still = (None,) * demos.trajectories[0].actions.shape[1]
     for max_gb in (1.0, 0.0):
         with contextlib.redirect_stdout(io.StringIO()):
-            dataset = ChunkDataset(demos, 2, 2, 4, gamma=0.97, max_picture_gb=max_gb)
+            dataset = ChunkDataset(demos, 2, 2, 4, gamma=0.97, max_picture_gb=max_gb, still=still)
         dataset.window(torch.arange(len(dataset)))
 
 
