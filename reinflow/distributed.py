@@ -22,12 +22,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reinflow.errors import UserError
+from reinflow.rng import Stream, derived_seed
 from reinflow.watch import Watch
 
 T = TypeVar("T")
 
-SEED_STRIDE = 100_000
-"""between the seeds of processes: more than envs, simulator workers and evaluations count seeds up by"""
 PATIENCE = timedelta(hours=6)
 """of a collective: the others wait while the first process evaluates; the `Watch` notices a lost one much sooner"""
 
@@ -93,7 +92,8 @@ def share(count: int, flag: str) -> int:
 
 
 def own_seed(seed: int) -> int:
-    return seed + SEED_STRIDE * rank()
+    """A run's seed as this process takes it; the first one, like a single one, takes it as it is."""
+    return derived_seed(seed, Stream.RANK, rank()) if rank() else seed
 
 
 def take_own_gpu() -> None:

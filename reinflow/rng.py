@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import random
+from enum import IntEnum
 from typing import Any, cast
 
 import numpy as np
 import torch
+
+
+class Stream(IntEnum):
+    """What a seed is used for, where several things of one run draw from it."""
+
+    WORKER = 1
+    RANK = 2
+    BUILD = 3
+    NOISE = 4
+
+
+def derived_seed(seed: int, stream: Stream, *place: int) -> int:
+    """31 bits that depend on all of these; neighbours, and the same place of another stream, have nothing in common."""
+    return int(np.random.SeedSequence((seed % 2**64, stream, *place)).generate_state(1)[0]) >> 1
 
 
 def seed_globals(seed: int) -> None:

@@ -23,6 +23,8 @@ where 0 and less mean that nothing was hit. `privileged`, float (n o p), is what
 
 StillAction = tuple[float | None, ...]
 """Per action dimension what keeps the robot where it is; None where that is the last action again."""
+Seed = int | list[int] | None
+"""Of a reset: one for all envs together, or one per env, whose start state then depends on its own seed alone."""
 
 OBSERVABLE = ("state", "rgb", "depth")
 """parts of an observation mode, in the order of its name"""
@@ -103,8 +105,15 @@ class BatchedEnv(Protocol):
     device: torch.device
     spec: EnvSpec
 
-    def reset(self, seed: int | None = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
-        """Reset all envs, or only those in `env_idx`; returns the frame of all `n` envs."""
+    def reset(self, seed: Seed = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
+        """Reset all envs, or only those in `env_idx` and without a seed; returns the frame of all `n` envs."""
+        ...
+
+    def rebuild(self, seeds: list[int] | None = None) -> None:
+        """Draw the geometry of all envs anew, each from its own seed alone; a reset of all of them has to follow.
+
+        Without `seeds` every env takes the next of its own. Does nothing where a task's geometry is not drawn.
+        """
         ...
 
     def step(self, action: Float[Tensor, "n a"], render: bool = True) -> StepResult:
@@ -171,7 +180,11 @@ class ChunkEnv(Protocol):
     spec: EnvSpec
     obs_horizon: int
 
-    def reset(self, seed: int | None = None) -> Obs: ...
+    def reset(self, seed: Seed = None) -> Obs: ...
+
+    def rebuild(self, seeds: list[int]) -> None:
+        """Give every env the geometry of its seed; a reset has to follow. Nothing where geometry is not drawn."""
+        ...
 
     def step_chunk(self, actions: Float[Tensor, "n e a"]) -> ChunkStep:
         """Execute the chunk in env units; actions beyond an env's end are not executed there."""

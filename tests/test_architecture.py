@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "nets": {"nets", "torch", "einops", "jaxtyping"},
     "reinflow/types.py": {"torch", "jaxtyping"},
     "reinflow/errors.py": set(),
-    "reinflow/distributed.py": {"torch", "jaxtyping", "reinflow.errors", "reinflow.watch"},
+    "reinflow/distributed.py": {"torch", "jaxtyping", "reinflow.errors", "reinflow.rng", "reinflow.watch"},
     "reinflow/watch.py": {"torch"},
     "reinflow/trees.py": {"torch"},
     "reinflow/acceleration.py": {"torch", "reinflow.trees"},

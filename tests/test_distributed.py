@@ -218,7 +218,8 @@ def test_what_processes_share_by_hand(pair):
     assert (first["share"], second["share"]) == (3, 3)
     # the NaN of one process keeps both from stepping; Adam's first step is the learning rate, .1
     assert first["guarded"] == second["guarded"] == (pytest.approx([1.0, 0.9]), 1.0)
-    assert (first["seed"], second["seed"]) == (7, 7 + distributed.SEED_STRIDE)
+    assert first["seed"] == 7
+    assert abs(second["seed"] - 7) > 10**6  # no counting up of seeds, envs or workers gets there
 
 
 def test_two_processes_with_half_of_the_envs_train_what_one_with_all_of_them_trains(pair):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,9 @@ import torch
 
 from reinflow import distributed
 from reinflow.envs.config import CompleteEnvConfig, EnvConfig
+from reinflow.envs.seeding import Builds
 from reinflow.errors import UserError
-from reinflow.types import BatchedEnv, ChunkEnv, ImageSpec
+from reinflow.types import BatchedEnv, ChunkEnv, ImageSpec, Seed
 
 if TYPE_CHECKING:
     from reinflow.envs.recorder import Recorder
@@ -28,11 +30,13 @@ def make_env(
     gamma: float,
     device: torch.device | str = "cpu",
     *,
+    builds: Builds | None = None,
     privileged: bool = False,
 ) -> ChunkEnv:
     """`num_envs` envs whose tensors are on `device`; `gamma` discounts rewards inside a chunk.
 
-    `privileged` adds the full state to the observations of a ManiSkill task. UserError says what is wrong.
+    `builds` is the geometry of tasks that draw it; `privileged` adds the full state to the observations of a ManiSkill
+    task. UserError says what is wrong.
     """
     complete = config.completed()
     device = torch.device(device)
@@ -40,13 +44,11 @@ def make_env(
     if complete.env_id in TORCH_ENVS:
         return chunked(torch_env(complete, num_envs, device), **chunk)
     backend = choose_backend(complete)
+    make = partial(simulated, complete, backend, chunk, builds or Builds(), privileged)
     if backend == "physx_cuda":
-        from reinflow.envs.maniskill import ManiSkillEnv
-
-        return on_device(chunked(ManiSkillEnv(complete, num_envs, backend, privileged=privileged), **chunk), device)
+        return on_device(make(num_envs, 0), device)
     from reinflow.envs.workers import WorkerChunkEnv
 
-    make = partial(cpu_env, complete, backend, chunk, privileged)
     cores = max((os.cpu_count() or 1) // distributed.processes_here(), 1)
     workers = cores if complete.num_workers is None else complete.num_workers
     env = WorkerChunkEnv(make, num_envs, workers, act_horizon) if workers else make(num_envs, 0)
@@ -86,23 +88,32 @@ def torch_env(config: CompleteEnvConfig, num_envs: int, device: torch.device):
     return SyntheticEnv(num_envs, device, image=image, **limit)
 
 
-def chunked(env, act_horizon: int, obs_horizon: int, gamma: float) -> ChunkEnv:
+def chunked(env, act_horizon: int, obs_horizon: int, gamma: float, rebuild_every: int = 0) -> ChunkEnv:
     from reinflow.envs.wrappers import ActionChunk
 
-    return ActionChunk(env, act_horizon, obs_horizon, gamma)
+    return ActionChunk(env, act_horizon, obs_horizon, gamma, rebuild_every)
 
 
-def cpu_env(
-    config: CompleteEnvConfig, backend: str, chunk: dict[str, Any], privileged: bool, num_envs: int, worker: int
+def simulated(
+    config: CompleteEnvConfig,
+    backend: str,
+    chunk: dict[str, Any],
+    builds: Builds,
+    privileged: bool,
+    num_envs: int,
+    first: int,
 ) -> ChunkEnv:
-    """The env of one worker process."""
+    """The envs of one process; `first` is the place of the first one among those of all workers."""
     from reinflow.envs.maniskill import ManiSkillEnv
     from reinflow.envs.sequence import Sequence
 
-    if backend == "physx_cpu":
-        singles: list[BatchedEnv] = [ManiSkillEnv(config, 1, backend, privileged=privileged) for _ in range(num_envs)]
-        return chunked(Sequence(singles), **chunk)
-    return chunked(ManiSkillEnv(config, num_envs, backend, privileged=privileged), **chunk)
+    def part(count: int, index: int) -> BatchedEnv:
+        mine = replace(builds, first=builds.first + first + index)
+        return ManiSkillEnv(config, count, backend, builds=mine, privileged=privileged)
+
+    if backend == "physx_cpu":  # builds its scenes anew by itself
+        return chunked(Sequence([part(1, index) for index in range(num_envs)]), **chunk)
+    return chunked(part(num_envs, 0), **chunk, rebuild_every=builds.every or 0)
 
 
 def choose_backend(config: CompleteEnvConfig) -> str:
@@ -147,8 +158,11 @@ class OnDevice:
         self.spec = env.spec
         self.obs_horizon = env.obs_horizon
 
-    def reset(self, seed: int | None = None):
+    def reset(self, seed: Seed = None):
         return moved(self.env.reset(seed=seed), self.device)
+
+    def rebuild(self, seeds: list[int]) -> None:
+        self.env.rebuild(seeds)
 
     def step_chunk(self, actions: torch.Tensor):
         return moved(self.env.step_chunk(actions.to(self.env.device)), self.device)
@@ -173,4 +187,4 @@ def moved(value, device: torch.device):
     return type(value)(**{name: moved(inner, device) for name, inner in vars(value).items()})
 
 
-__all__ = ["EnvConfig", "make_env"]
+__all__ = ["Builds", "EnvConfig", "make_env"]

@@ -26,10 +26,11 @@ from reinflow.envs.cameras import (
     render_device,
 )
 from reinflow.envs.config import CompleteEnvConfig
+from reinflow.envs.seeding import Builds, batch_seed, one_by_one
 from reinflow.envs.still import still_action
 from reinflow.errors import UserError
 from reinflow.rng import numpy_state, set_numpy_state_
-from reinflow.types import EnvSpec, StepResult
+from reinflow.types import EnvSpec, Seed, StepResult
 
 NO_LIMIT = 10**9
 """episodes are counted by the chunk executor"""
@@ -47,21 +48,26 @@ class ManiSkillEnv:
         backend: str,
         seed: int = 0,
         *,
+        builds: Builds | None = None,
         privileged: bool = False,
         filmed: bool = False,
     ):
-        """`backend` is physx_cuda, physx_cpu_batched or physx_cpu (one env).
+        """`backend` is physx_cuda, physx_cpu_batched or physx_cpu (one env); `builds` tells the geometry of its envs.
 
         `privileged` adds the full state to every observation, under that name; `filmed` makes `picture` work.
         UserError for what can't be made, with the fix.
         """
         self.config = config
         self.num_envs = num_envs
-        self.env = make(config, num_envs, backend, filmed)
+        self.builds = builds or Builds()
+        self.env = make(config, num_envs, backend, self.builds.every, filmed)
         self.device = torch.device(self.env.device)
         self.shutter = Shutter(self.env)
         self.privileged = privileged
         self._randomness: list[Tensor] = []
+        self._generation = 0
+        self._geometry: list[int] | None = None
+        """seeds of the scenes, where they are drawn and not built at every reset"""
         limit = config.max_episode_steps or task_spec(config.env_id).max_episode_steps
         if limit is None:
             raise UserError(f"{config.env_id} has no time limit of its own: give one with --max_episode_steps")
@@ -70,6 +76,7 @@ class ManiSkillEnv:
             raise UserError(f"{config.env_id} has several robots, which is not supported: choose a task with one")
         if num_envs > 1:
             reset_controllers_of_reset_envs_only(self.env)
+        self.rebuild(self.builds.seeds(num_envs, generation=0))
         frame = self.reset(seed=seed)
         self.spec = EnvSpec(
             env_id=config.env_id,
@@ -85,13 +92,27 @@ class ManiSkillEnv:
             still=still_action(self.env.agent.controller),
         )
 
-    def reset(self, seed: int | None = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
-        """One seed determines the start states of all envs, and those of the unseeded resets that follow."""
+    def reset(self, seed: Seed = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
+        """A seed, or one per env, determines the start states, and those of the unseeded resets that follow.
+
+        With one per env, each starts as a stock single env does that is reset with its seed.
+        """
         options = {} if env_idx is None else {"env_idx": env_idx}
         self.shutter.open = True
-        with self._own_randomness(seed):
+        with self._own_randomness(seed), one_by_one(self.env, seed):
             obs, info = self.env.reset(seed=seed, options=options)
         return self._frame(obs, info)
+
+    def rebuild(self, seeds: list[int] | None = None) -> None:
+        """Build the scenes anew as `BatchedEnv.rebuild` says; stock single envs do so by themselves at every reset."""
+        if not self.env.draws_geometry or self.env.reconfiguration_freq == 1:
+            return
+        if seeds is None:
+            self._generation += 1
+            seeds = self.builds.seeds(self.num_envs, self._generation)
+        self.shutter.open = False
+        self.env.reset(seed=list(seeds), options={"reconfigure": True})
+        self._geometry = list(seeds)
 
     def step(self, action: Float[Tensor, "n a"], render: bool = True) -> StepResult:
         self.shutter.open = render
@@ -125,6 +146,8 @@ class ManiSkillEnv:
         moments.go_on_from(self.env, numbers)
         return {
             "geometry": moments.geometry_of_env(self.env),
+            "built": self._geometry,
+            "generation": self._generation,
             "numbers": numbers,
             "reached": moments.numbers_of_env(self.env),
             "memory": memory,
@@ -137,6 +160,9 @@ class ManiSkillEnv:
             return False
         from reinflow.envs import moments
 
+        if state["built"] is not None and state["built"] != self._geometry:
+            self.rebuild(state["built"])
+        self._generation = state["generation"]
         if not torch.equal(moments.geometry_of_env(self.env), state["geometry"].cpu()):
             return False
         moments.go_on_from(self.env, state["numbers"])
@@ -153,7 +179,7 @@ class ManiSkillEnv:
         return [*self.env._batched_main_rng.rngs, *self.env._batched_episode_rng.rngs]
 
     @contextmanager
-    def _own_randomness(self, seed: int | None) -> Iterator[None]:
+    def _own_randomness(self, seed: Seed) -> Iterator[None]:
         """ManiSkill draws unseeded start states from torch's global generators; give it a stream of this env's own.
 
         Otherwise a run could not be repeated, and simulating in the trainer's process would disturb its noise.
@@ -161,7 +187,7 @@ class ManiSkillEnv:
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             if seed is not None:
-                torch.manual_seed(RESTARTS + seed)
+                torch.manual_seed(RESTARTS + batch_seed(seed))
             elif self._randomness:
                 torch.set_rng_state(self._randomness[0])
                 for device, state in zip(cuda, self._randomness[1:], strict=True):
@@ -175,22 +201,32 @@ def reset_controllers_of_reset_envs_only(env: Any) -> None:
 
     Only the `*_target_*` control modes notice.
     """
-    reset, reset_controller = env.reset, env.agent.controller.reset
+    reset = env.reset
     chosen = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+
+    def mask_controller() -> None:
+        reset_controller = env.agent.controller.reset
+
+        def masked_reset() -> None:
+            everywhere, env.scene._reset_mask = env.scene._reset_mask, chosen
+            reset_controller()
+            env.scene._reset_mask = everywhere
+
+        env.agent.controller.reset = masked_reset
 
     def remembering_reset(seed: Any = None, options: dict | None = None) -> Any:
         env_idx = (options or {}).get("env_idx")
         chosen.fill_(env_idx is None)
         if env_idx is not None:
             chosen[env_idx] = True
-        return reset(seed=seed, options=options)
+        agent = env.agent
+        result = reset(seed=seed, options=options)
+        if env.agent is not agent:  # the scenes were built anew, and their robots with them
+            mask_controller()
+        return result
 
-    def masked_reset() -> None:
-        everywhere, env.scene._reset_mask = env.scene._reset_mask, chosen
-        reset_controller()
-        env.scene._reset_mask = everywhere
-
-    env.reset, env.agent.controller.reset = remembering_reset, masked_reset
+    mask_controller()
+    env.reset = remembering_reset
 
 
 def forget_contacts_at_reset(env: Any) -> None:
@@ -259,8 +295,41 @@ def task_spec(env_id: str) -> Any:
     return REGISTERED_ENVS[env_id]
 
 
-def make(config: CompleteEnvConfig, num_envs: int, backend: str, filmed: bool = False) -> Any:
-    """The unwrapped ManiSkill env: no time limit, no auto-reset; `filmed` ones can be rendered for people."""
+@contextmanager
+def noticing_drawn_geometry() -> Iterator[None]:
+    """Let an env that is made within know, as `draws_geometry`, whether building its scenes took random numbers.
+
+    ManiSkill has no list of such tasks; some hold one geometry per env unless the scenes are built again.
+    """
+    from mani_skill.envs.sapien_env import BaseEnv
+
+    build = BaseEnv._reconfigure
+
+    def noticed_build(env: Any, options: dict[str, Any]) -> None:
+        before = drawn_so_far(env)
+        build(env, options)
+        env.draws_geometry = drawn_so_far(env) != before
+
+    BaseEnv._reconfigure = noticed_build
+    try:
+        yield
+    finally:
+        BaseEnv._reconfigure = build
+
+
+def drawn_so_far(env: Any) -> list[Any]:
+    """What changes with every random number that a task draws."""
+    own = [rng.get_state(legacy=True) for rng in env._batched_episode_rng.rngs]
+    return [torch.get_rng_state().tolist(), [(keys.tolist(), *rest) for _, keys, *rest in own]]
+
+
+def make(
+    config: CompleteEnvConfig, num_envs: int, backend: str, rebuild_every: int | None = None, filmed: bool = False
+) -> Any:
+    """The unwrapped ManiSkill env: no time limit, no auto-reset; `filmed` ones can be rendered for people.
+
+    Stock single envs build their own scenes anew, after `rebuild_every` episodes or as often as the task asks.
+    """
     task_spec(config.env_id)
     import gymnasium
 
@@ -274,9 +343,11 @@ def make(config: CompleteEnvConfig, num_envs: int, backend: str, filmed: bool = 
             hold_renderer(render_device(rendered))
     sim_backend = backend
     size = {"width": FILM_SIZE, "height": FILM_SIZE}
-    film: dict[str, Any] = {"render_mode": "rgb_array", "human_render_camera_configs": size} if filmed else {}
+    options: dict[str, Any] = {"render_mode": "rgb_array", "human_render_camera_configs": size} if filmed else {}
+    if backend != "physx_cpu" or rebuild_every is not None:
+        options["reconfiguration_freq"] = rebuild_every if backend == "physx_cpu" else 0
     try:
-        with no_questions():
+        with no_questions(), noticing_drawn_geometry():
             use_stand_ins_without_renderer()
             if backend == cpu_batch.BACKEND:
                 cpu_batch.install()
@@ -289,7 +360,7 @@ def make(config: CompleteEnvConfig, num_envs: int, backend: str, filmed: bool = 
                 reward_mode=config.reward_mode,
                 sim_backend=sim_backend,
                 render_backend=render_device(rendered),
-                **film,
+                **options,
                 max_episode_steps=NO_LIMIT,
             )
     except (EOFError, FileNotFoundError):

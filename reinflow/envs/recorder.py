@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
-from reinflow.types import BatchedEnv, StepResult
+from reinflow.types import BatchedEnv, Seed, StepResult
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,16 @@ class Recorder:
         self._over = torch.zeros(self.num_envs, dtype=torch.bool)
         self._steps = torch.zeros(self.num_envs, dtype=torch.long)
 
-    def reset(self, seed: int | None = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
+    def reset(self, seed: Seed = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
         """A reset of all envs starts a new film; one of some envs is not shown."""
         obs = self.env.reset(seed=seed, env_idx=env_idx)
         if env_idx is None:
             self._frames, self._success = [self._picture()], [torch.zeros_like(self._over)]
             self._over, self._steps = torch.zeros_like(self._over), torch.zeros_like(self._steps)
         return obs
+
+    def rebuild(self, seeds: list[int] | None = None) -> None:
+        self.env.rebuild(seeds)
 
     def step(self, action: Tensor, render: bool = True) -> StepResult:
         result = self.env.step(action, render)

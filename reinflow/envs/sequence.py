@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from reinflow.types import BatchedEnv, StepResult
+from reinflow.types import BatchedEnv, Seed, StepResult
 
 SINGLE_STRIDE = 1_000_003
-"""between the seeds of single envs: evaluations count seeds up by one and shall not meet the same start twice"""
+"""between the seeds of single envs that are reset with one seed"""
 
 
 class Sequence:
@@ -24,11 +24,17 @@ class Sequence:
         self.spec = envs[0].spec
         self._frames: list[dict[str, Tensor]] = [{} for _ in envs]
 
-    def reset(self, seed: int | None = None, env_idx: Tensor | None = None) -> dict[str, Tensor]:
-        """Env i draws its start state from `seed + SINGLE_STRIDE * i`."""
+    def reset(self, seed: Seed = None, env_idx: Tensor | None = None) -> dict[str, Tensor]:
+        """Env i draws its start state from its own seed, or of one seed from `seed + SINGLE_STRIDE * i`."""
+        if isinstance(seed, int):
+            seed = [seed + SINGLE_STRIDE * index for index in range(self.num_envs)]
         for index in range(self.num_envs) if env_idx is None else env_idx.tolist():
-            self._frames[index] = self.envs[index].reset(seed=None if seed is None else seed + SINGLE_STRIDE * index)
+            self._frames[index] = self.envs[index].reset(seed=None if seed is None else seed[index])
         return stacked(self._frames)
+
+    def rebuild(self, seeds: list[int] | None = None) -> None:
+        for index, env in enumerate(self.envs):
+            env.rebuild(None if seeds is None else seeds[index : index + 1])
 
     def step(self, action: Float[Tensor, "n a"], render: bool = True) -> StepResult:
         steps = [env.step(action[index : index + 1], render) for index, env in enumerate(self.envs)]

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reinflow.types import EnvSpec, ImageSpec, StepResult
+from reinflow.envs.seeding import drawn
+from reinflow.types import EnvSpec, ImageSpec, Seed, StepResult
 
 
 class SyntheticEnv:
@@ -52,10 +53,8 @@ class SyntheticEnv:
             still=(None,) * action_dim,
         )
 
-    def reset(self, seed: int | None = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
-        if seed is not None:
-            self.generator.manual_seed(seed)
-        fresh = torch.randn(self.walk.shape, generator=self.generator, device=self.device)
+    def reset(self, seed: Seed = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
+        fresh = drawn(torch.randn, tuple(self.walk.shape), self.generator, seed)
         if env_idx is None:
             self.walk = fresh
         else:
@@ -77,6 +76,9 @@ class SyntheticEnv:
         rgb = self.texture // 2 + (brightness // 2).view(-1, 1, 1, 1, 1)
         made = {"rgb": rgb, "depth": rgb[..., :1].to(torch.int16) * 8}
         return frame | {name: made[name] for name in self.spec.image.names}
+
+    def rebuild(self, seeds: list[int] | None = None) -> None:
+        pass
 
     def state(self) -> dict[str, Tensor]:
         return {"generator": self.generator.get_state(), "walk": self.walk}

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reinflow.types import EnvSpec, StepResult
+from reinflow.envs.seeding import drawn
+from reinflow.types import EnvSpec, Seed, StepResult
 
 STEP = 0.12
 """distance of a full action"""
@@ -55,14 +56,12 @@ class ToyEnv:
             still=(0.0, 0.0),
         )
 
-    def reset(self, seed: int | None = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
-        if seed is not None:
-            self.generator.manual_seed(seed)
+    def reset(self, seed: Seed = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
         where = slice(None) if env_idx is None else env_idx
         rows = self.num_envs if env_idx is None else len(env_idx)
-        drawn = torch.rand(rows, 3, generator=self.generator, device=self.device) * 2 - 1
-        start = torch.stack((-0.8 + 0.1 * drawn[:, 0], 0.1 * drawn[:, 1]), 1)
-        goal = torch.stack((torch.full_like(drawn[:, 2], GOAL_X), 0.3 * drawn[:, 2]), 1)
+        place = drawn(torch.rand, (rows, 3), self.generator, seed) * 2 - 1
+        start = torch.stack((-0.8 + 0.1 * place[:, 0], 0.1 * place[:, 1]), 1)
+        goal = torch.stack((torch.full_like(place[:, 2], GOAL_X), 0.3 * place[:, 2]), 1)
         self.position = self.position.clone()
         self.goal = self.goal.clone()
         self.position[where], self.goal[where] = start, goal
@@ -78,6 +77,9 @@ class ToyEnv:
         success = distance < GOAL_RADIUS
         reward = 0.5 * (1 - distance / 3) + 0.5 * success
         return StepResult(self._obs(), reward, success, success & self.terminate_on_success)
+
+    def rebuild(self, seeds: list[int] | None = None) -> None:
+        pass
 
     def state(self) -> dict[str, Tensor]:
         return {"generator": self.generator.get_state(), "position": self.position, "goal": self.goal}

@@ -1,7 +1,8 @@
 """A `ChunkEnv` spread over processes: one worker per core with its share of the envs, one message per chunk.
 
 SAPIEN holds the interpreter lock while it steps, so processes are what uses several cores. Tensors travel through
-shared memory, the pipe carries only words. Worker w draws its start states from `seed + 1000 * w`.
+shared memory, the pipe carries only words. The first worker draws its start states from the seed of a reset, the others
+from seeds that are derived from it; a reset with a seed per env hands each worker those of its envs.
 
 A worker that dies, hangs or fails is replaced: its envs start new episodes, its chunk (or the next one, where it
 wasn't stepping) counts as broken, and the others don't notice.
@@ -24,12 +25,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reinflow.envs.seeding import worker_seed
 from reinflow.errors import UserError
 from reinflow.interrupts import EXIT_CODES
 from reinflow.rng import rng_state, seed_globals, set_rng_state
-from reinflow.types import ChunkEnv, ChunkStep, EpisodeStats, Obs
+from reinflow.types import ChunkEnv, ChunkStep, EpisodeStats, Obs, Seed
 
-SEED_STRIDE = 1000
 START_SECONDS = 300
 """a worker imports ManiSkill and builds its scenes"""
 CHUNK_SECONDS = 300
@@ -41,7 +42,7 @@ MOST_FAILURES = 3
 """times in a row that a worker may fail without having finished a chunk in between"""
 
 EnvMaker = Callable[[int, int], ChunkEnv]
-"""(num_envs, worker index) -> env; must be picklable"""
+"""(num_envs, place of the first of them) -> env; must be picklable"""
 
 
 class WorkerError(RuntimeError):
@@ -89,8 +90,9 @@ class WorkerChunkEnv:
         # an env that nobody closes: workers ignore the SIGTERM by which multiprocessing ends what an exit leaves
         Finalize(self, end_all, args=(self._workers,), exitpriority=0)
         for index, share in enumerate(shares):
-            process, pipe = self._spawn(index, share)
-            self._workers.append(Worker(process, pipe, sum(shares[:index]), share))
+            first = sum(shares[:index])
+            process, pipe = self._spawn(index, share, first)
+            self._workers.append(Worker(process, pipe, first, share))
         try:
             described = [self._receive(index, START_SECONDS) for index in range(num_workers)]
             self.spec, self.obs_horizon, obs = described[0]
@@ -101,12 +103,19 @@ class WorkerChunkEnv:
             self.close()
             raise
 
-    def reset(self, seed: int | None = None) -> Obs:
-        seeds = [None if seed is None else seed + SEED_STRIDE * index for index in range(len(self._workers))]
+    def reset(self, seed: Seed = None) -> Obs:
+        seeds: list[Seed]
+        if seed is None or isinstance(seed, int):
+            seeds = [None if seed is None else worker_seed(seed, index) for index in range(len(self._workers))]
+        else:
+            seeds = [seed[worker.rows] for worker in self._workers]
         self._ask("reset", seeds)
         for worker in self._workers:
             worker.unseen = False
         return self._cloned("obs")
+
+    def rebuild(self, seeds: list[int]) -> None:
+        self._ask("rebuild", [seeds[worker.rows] for worker in self._workers])
 
     def step_chunk(self, actions: Float[Tensor, "n e a"]) -> ChunkStep:
         if actions.shape != self._shared["actions"].shape:
@@ -148,10 +157,10 @@ class WorkerChunkEnv:
             worker.process.join(timeout=5)
         end_all(self._workers)
 
-    def _spawn(self, index: int, share: int) -> tuple[SpawnProcess, Connection]:
+    def _spawn(self, index: int, share: int, first: int) -> tuple[SpawnProcess, Connection]:
         context = multiprocessing.get_context("spawn")
         mine, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, self._make, share, index), daemon=True)
+        process = context.Process(target=serve, args=(theirs, self._make, share, first, index), daemon=True)
         process.start()
         theirs.close()
         return process, mine
@@ -225,12 +234,12 @@ class WorkerChunkEnv:
         with contextlib.suppress(OSError):  # a line that can't be shown is no reason to end a run
             print(f"warning: {error}; starting it again with new episodes", flush=True)
         end(worker)
-        worker.process, worker.pipe = self._spawn(index, worker.count)
+        worker.process, worker.pipe = self._spawn(index, worker.count, worker.first)
         worker.started += 1
         try:
             self._receive(index, START_SECONDS)
             self._share(index)
-            worker.pipe.send(("reset", SEED_STRIDE * index + RESTART_STRIDE * worker.started))
+            worker.pipe.send(("reset", worker_seed(RESTART_STRIDE * worker.started, index)))
             self._receive(index, START_SECONDS)
         except (WorkerError, OSError) as again:
             self._replace(index, again if isinstance(again, WorkerError) else self._died(index))
@@ -287,15 +296,16 @@ def rows(shared: dict[str, Any], mine: slice) -> dict[str, Any]:
     return {name: rows(value, mine) if isinstance(value, dict) else value[mine] for name, value in shared.items()}
 
 
-def serve(pipe: Connection, make: EnvMaker, num_envs: int, index: int) -> None:
-    """A worker's life: make the env, describe it, then answer `reset` and `step` until `close`."""
+def serve(pipe: Connection, make: EnvMaker, num_envs: int, first: int, index: int) -> None:
+    """A worker's life: make the env, describe it, then answer what it is asked until `close`."""
     for number in EXIT_CODES:
         signal.signal(number, signal.SIG_IGN)  # they may go to the whole group; the trainer closes us
     torch.set_num_threads(1)
-    seed_globals(SEED_STRIDE * index)
+    seed = worker_seed(0, index)
+    seed_globals(seed)
     try:
-        env = make(num_envs, index)
-        pipe.send(("ready", (env.spec, env.obs_horizon, env.reset(seed=SEED_STRIDE * index))))
+        env = make(num_envs, first)
+        pipe.send(("ready", (env.spec, env.obs_horizon, env.reset(seed=seed))))
         _, shared = pipe.recv()
         pipe.send(("ready", None))
         while True:
@@ -317,6 +327,8 @@ def answer(env: ChunkEnv, word: str, content: Any, shared: dict[str, Any]) -> An
     """Do what the trainer asks for; what is large is written into the shared rows."""
     if word == "reset":
         write(shared["obs"], env.reset(seed=content))
+    elif word == "rebuild":
+        env.rebuild(content)
     elif word == "step":
         write(shared, vars(env.step_chunk(shared["actions"])))
     elif word == "state":

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reinflow.types import BatchedEnv, ChunkStep, EpisodeStats, Obs, StepResult
+from reinflow.types import BatchedEnv, ChunkStep, EpisodeStats, Obs, Seed, StepResult
 
 MOST_REWARD = 1e6
 """a reward beyond is a simulator's accident"""
@@ -53,8 +53,12 @@ class ObsHistory:
 class ActionChunk:
     """A `ChunkEnv` over a `BatchedEnv`: keeps histories and statistics, resets ended envs once, at the chunk's end."""
 
-    def __init__(self, env: BatchedEnv, act_horizon: int, obs_horizon: int, gamma: float):
-        """`gamma` discounts rewards inside a chunk, per env step."""
+    def __init__(self, env: BatchedEnv, act_horizon: int, obs_horizon: int, gamma: float, rebuild_every: int = 0):
+        """`gamma` discounts rewards inside a chunk, per env step.
+
+        Once an env has ended `rebuild_every` episodes, unless that is 0, all envs get other geometry, and episodes that
+        still run are truncated.
+        """
         self.env = env
         self.spec = env.spec
         self.num_envs = env.num_envs
@@ -69,16 +73,23 @@ class ActionChunk:
         self.ordinals = torch.arange(1, act_horizon + 1, device=env.device).unsqueeze(1)
         self.discounts = gamma ** (self.ordinals - 1)
         self.everywhere = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+        self.rebuild_every = rebuild_every
         self.stats = self._fresh_stats()
+        self.episodes = torch.zeros(env.num_envs, dtype=torch.long, device=env.device)
+        """ended since the scenes were built"""
         self._state: dict[str, Any] | None = None
         """of this moment, once somebody asked: an env that forgets twice is not quite where it was after once"""
 
-    def reset(self, seed: int | None = None) -> Obs:
+    def reset(self, seed: Seed = None) -> Obs:
         """Start new episodes everywhere."""
         self._state = None
         self.history.refill(self.env.reset(seed=seed), self.everywhere)
         self.stats = self._fresh_stats()
         return self.history.snapshot()
+
+    def rebuild(self, seeds: list[int] | None = None) -> None:
+        self.env.rebuild(seeds)
+        self.episodes = torch.zeros_like(self.episodes)
 
     def step_chunk(self, actions: Float[Tensor, "n e a"]) -> ChunkStep:
         """Execute a chunk in env units, clipped to the env's bounds; where an env ends, the rest is dropped.
@@ -93,13 +104,19 @@ class ActionChunk:
         self._remember(steps, counted)
         final_obs = self.history.snapshot()
         ended = outcome.terminated | outcome.truncated | outcome.broken
-        self._restart(ended, outcome.episode)
+        if self._wears_out(ended):
+            self.rebuild()
+            self.reset()
+            outcome = replace(outcome, truncated=~(outcome.terminated | outcome.broken))
+        else:
+            self._restart(ended, outcome.episode)
         return replace(outcome, obs=self.history.snapshot(), final_obs=final_obs)
 
     def state(self) -> dict[str, Any] | None:
         if self._state is None and self.history.frames:
             env = self.env.state()
-            self._state = env and {"env": env, "frames": self.history.snapshot(), "stats": dict(vars(self.stats))}
+            parts = {"frames": self.history.snapshot(), "stats": dict(vars(self.stats)), "episodes": self.episodes}
+            self._state = env and {"env": env, **parts}
         return self._state
 
     def restore(self, state: Any) -> Obs | None:
@@ -112,6 +129,7 @@ class ActionChunk:
             return None
         self.history.frames = dict(state["frames"])
         self.stats = EpisodeStats(**state["stats"])
+        self.episodes = state["episodes"]
         self._state = state
         return self.history.snapshot()
 
@@ -197,6 +215,13 @@ class ActionChunk:
             if value.is_floating_point():
                 usable = usable & (torch.stack([row_sums(step.obs[name]) for step in steps]).abs() < math.inf)
         return usable
+
+    def _wears_out(self, ended: Bool[Tensor, "n"]) -> bool:
+        """Count the episodes that ended; whether it is time for other geometry."""
+        if not self.rebuild_every:
+            return False
+        self.episodes = self.episodes + ended
+        return bool((self.episodes >= self.rebuild_every).any())
 
     def _restart(self, ended: Bool[Tensor, "n"], stats: EpisodeStats) -> None:
         """Reset the ended envs alone; everything of the others stays."""

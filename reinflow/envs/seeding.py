@@ -1,0 +1,79 @@
+"""How seeds become start states: one for a whole batch, or one per env that knows nothing of its neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from reinflow.rng import Stream, derived_seed
+from reinflow.types import Seed
+
+
+@dataclass(frozen=True)
+class Builds:
+    """The geometry of envs whose task draws it: other pegs in every env, worker and process."""
+
+    seed: int = 0
+    first: int = 0
+    """place of the first env among those of all workers and processes"""
+    every: int | None = None
+    """episodes after which all envs get another geometry; None keeps it, but in stock single envs, and 0 in all"""
+
+    def seeds(self, num_envs: int, generation: int) -> list[int]:
+        """One per env; `generation` counts how often they were built before."""
+        return [derived_seed(self.seed, Stream.BUILD, self.first + i, generation) for i in range(num_envs)]
+
+
+def worker_seed(seed: int, worker: int) -> int:
+    """What a simulator process makes of a batch's seed; the first one takes it as it is."""
+    return derived_seed(seed, Stream.WORKER, worker) if worker else seed
+
+
+def batch_seed(seed: int | list[int]) -> int:
+    """The one seed of what is drawn for all envs together."""
+    return seed if isinstance(seed, int) else seed[0]
+
+
+def drawn(draw: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.Generator, seed: Seed) -> Tensor:
+    """Random rows from the `generator`: all from where it is or from a seed, or each from its own seed alone."""
+    if isinstance(seed, int):
+        generator.manual_seed(seed)
+    if seed is None or isinstance(seed, int):
+        return draw(shape, generator=generator, device=generator.device)
+    row = (1, *shape[1:])
+    return torch.cat([draw(row, generator=generator.manual_seed(own), device=generator.device) for own in seed])
+
+
+@contextmanager
+def one_by_one(env: Any, seed: Seed) -> Iterator[None]:
+    """Let a reset with a seed per env start each of them as a single env with that seed would.
+
+    ManiSkill takes such a list, but draws most of a start state for all envs together, from the first seed.
+    """
+    if seed is None or isinstance(seed, int):
+        yield
+        return
+    initialize = env._initialize_episode
+
+    def initialize_each(env_idx: Int[Tensor, "n"], options: dict[str, Any]) -> None:
+        everywhere = env.scene._reset_mask
+        for index, own in enumerate(seed):
+            torch.manual_seed(own)
+            env._episode_rng = env._batched_episode_rng[index]
+            env.scene._reset_mask = torch.zeros_like(everywhere)
+            env.scene._reset_mask[index] = True
+            initialize(env_idx[index : index + 1], options)
+        env.scene._reset_mask = everywhere
+        env._episode_rng = env._batched_episode_rng[0]
+
+    env._initialize_episode = initialize_each
+    try:
+        yield
+    finally:
+        del env._initialize_episode
