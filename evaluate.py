@@ -4,9 +4,10 @@
 
     python evaluate.py --compare runs/shortcut_flow-PickCube-v1-seed0 runs/reinflow-PickCube-v1-seed0
 
-Writes `evaluation.json` and `evaluation.png` next to the checkpoint, or into `--output_dir`. `--compare` evaluates two
-checkpoints on the same start states, into `comparison.json`. `--capture_video` adds `evaluation.mp4`, or the two side
-by side in `comparison.mp4`.
+Writes `evaluation.json`, which lists every episode, and `evaluation.png` next to the checkpoint, or into
+`--output_dir`. `--compare` evaluates two checkpoints on the same episodes, into `comparison.json`, and tells their
+paired difference with its 95 % interval (of successes Agresti & Min's, of returns the normal one). `--capture_video`
+adds `evaluation.mp4`, or the two side by side in `comparison.mp4`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,13 @@ from reinflow.evaluation import EvalConfig
 
 if TYPE_CHECKING:
     from reinflow.envs.recorder import Film
+    from reinflow.evaluation import Evaluation
     from reinflow.policies import Policy
     from reinflow.types import EnvSpec
+
+
+FIRST_SEED = 30_000
+"""kept apart from the seeds that choose checkpoints during training (docs/scripts.md lists all ranges)"""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Config:
     compare: tuple[str, str] | None = None
     """two checkpoints of one task, evaluated and filmed from the same start states, instead of `checkpoint`"""
     env: Flat[EnvConfig] = field(default_factory=EnvConfig)
-    evaluation: Flat[EvalConfig] = field(default_factory=EvalConfig)
+    evaluation: Flat[EvalConfig] = field(default_factory=lambda: EvalConfig(eval_seed=FIRST_SEED))
     num_inference_steps: tuple[int, ...] = ()
     """denoising steps to evaluate, one evaluation each; empty takes the checkpoint's own number"""
     capture_video: bool = False
@@ -65,7 +71,8 @@ def evaluate_one(config: Config) -> None:
     path = resolve_checkpoint(config.checkpoint)
     folder = Path(config.output_dir or path.parent)
     policy, task = loaded(path, config)
-    rows = evaluated(policy, task, config, config.num_inference_steps or (policy.spec.num_inference_steps,))
+    results = evaluated(policy, task, config, config.num_inference_steps or (policy.spec.num_inference_steps,))
+    rows = [row_of(num_steps, result) for num_steps, result in results.items()]
     write_results(rows, config, path, folder, asdict(task))
     if config.capture_video:
         write_film(folder / "evaluation.mp4", filmed(policy, task, config))
@@ -84,20 +91,37 @@ def compare(config: Config, first: str, second: str) -> None:
     if tasks[0] != tasks[1]:
         raise UserError(f"--compare needs two policies of one task and control mode, not of {tasks[0]} and {tasks[1]}")
     folder = Path(config.output_dir or paths[1].parent)
+    results = [evaluated(policy, task, config, (policy.spec.num_inference_steps,)) for policy, task in pairs]
     rows = [
-        {"checkpoint": str(path), **evaluated(policy, task, config, (policy.spec.num_inference_steps,))[0]}
-        for path, (policy, task) in zip(paths, pairs, strict=True)
+        {"checkpoint": str(path), **row_of(num_steps, result)}
+        for path, one in zip(paths, results, strict=True)
+        for num_steps, result in one.items()
     ]
-    difference = rows[1]["success_once"] - rows[0]["success_once"]
-    print(f"the second solves {100 * difference:+.1f} points of the same {rows[0]['episodes']} start states")
+    differences = paired(*(result for one in results for result in one.values()))
     folder.mkdir(parents=True, exist_ok=True)
-    report = {"eval_seed": config.evaluation.eval_seed, "success_once_difference": difference, "results": rows}
+    report = {"eval_seed": config.evaluation.eval_seed, "differences": differences, "results": rows}
     (folder / "comparison.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"wrote {folder / 'comparison.json'}")
     if config.capture_video:
         films = [filmed(policy, task, config) for policy, task in pairs]
         write_comparison(folder / "comparison.mp4", films)
         print(f"wrote {folder / 'comparison.mp4'}, the first checkpoint on the left")
+
+
+def paired(first: Evaluation, second: Evaluation) -> dict[str, dict[str, float]]:
+    """Print and return what the second has more of over the same episodes, with half of the 95 % interval."""
+    from reinflow.evaluation import mean_difference, paired_difference
+
+    once = paired_difference(first.success_once, second.success_once)
+    at_end = paired_difference(first.success_at_end, second.success_at_end)
+    return_ = mean_difference(first.return_, second.return_)
+    print(
+        f"the second solves {100 * once[0]:+.1f} ± {100 * once[1]:.1f} points of the same {len(first.seed)} episodes "
+        f"({100 * at_end[0]:+.1f} ± {100 * at_end[1]:.1f} at the end); "
+        f"its return is {return_[0]:+.2f} ± {return_[1]:.2f} higher"
+    )
+    named = {"success_once": once, "success_at_end": at_end, "return": return_}
+    return {name: {"difference": value, "half_interval": half} for name, (value, half) in named.items()}
 
 
 def loaded(path: Path, config: Config) -> tuple[Policy, EnvSpec]:
@@ -116,8 +140,8 @@ def filmed(policy: Policy, task: EnvSpec, config: Config) -> Film:
         return camera.film(policy)
 
 
-def evaluated(policy: Policy, task: EnvSpec, config: Config, steps: Sequence[int]) -> list[dict[str, Any]]:
-    """One row per number of denoising steps."""
+def evaluated(policy: Policy, task: EnvSpec, config: Config, steps: Sequence[int]) -> dict[int, Evaluation]:
+    """By number of denoising steps; prints a table row for each."""
     from reinflow.envs import make_env
     from reinflow.evaluation import evaluate
 
@@ -129,35 +153,35 @@ def evaluated(policy: Policy, task: EnvSpec, config: Config, steps: Sequence[int
         obs_horizon=spec.obs_horizon,
         gamma=1.0,
         device=policy.device,
+        builds=config.evaluation.builds,
     )
-    rows = []
+    results = {}
     with closing(env):
         spec.check_fits(env.spec)
         print(f"{'K':>3} {'success_once':>12} {'at_end':>7} {'return':>8} {'length':>7} {'calls/s':>8}  {task.env_id}")
         for num_steps in steps:
             if warning := policy.steps_warning(num_steps):
                 print(f"warning: {warning}")
-            result = evaluate(
-                policy,
-                env,
-                episodes=config.evaluation.num_eval_episodes,
-                seed=config.evaluation.eval_seed,
-                num_inference_steps=num_steps,
-            )
-            row = {
-                "num_inference_steps": num_steps,
-                "episodes": len(result.length),
-                **{name.removeprefix("eval/"): value for name, value in result.metrics().items()},
-                "policy_calls_per_episode": result.calls_per_episode,
-                "policy_calls_per_second": result.calls_per_second,
-                "seconds": result.seconds,
-            }
-            rows.append(row)
+            results[num_steps] = evaluate(policy, env, num_inference_steps=num_steps, **config.evaluation.settings)
+            row = row_of(num_steps, results[num_steps])
             print(
                 f"{num_steps:>3} {row['success_once']:>12.3f} {row['success_at_end']:>7.3f} {row['return']:>8.2f} "
                 f"{row['episode_len']:>7.1f} {row['policy_calls_per_second']:>8.1f}"
             )
-    return rows
+    return results
+
+
+def row_of(num_steps: int, result: Evaluation) -> dict[str, Any]:
+    """What is written of one evaluation."""
+    return {
+        "num_inference_steps": num_steps,
+        "episodes": len(result.length),
+        **{name.removeprefix("eval/"): value for name, value in result.metrics().items()},
+        "policy_calls_per_episode": result.calls_per_episode,
+        "policy_calls_per_second": result.calls_per_second,
+        "seconds": result.seconds,
+        "per_episode": result.episodes(),
+    }
 
 
 def write_results(rows: list[dict], config: Config, checkpoint: Path, folder: Path, env_spec: dict) -> None:

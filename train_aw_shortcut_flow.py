@@ -67,7 +67,8 @@ def main(config: Config) -> None:
         horizons = {"act_horizon": chosen.act_horizon, "obs_horizon": chosen.obs_horizon}
         gamma = config.critics.gamma
         eval_envs = config.evaluation.envs if distributed.leads() else 1
-        env = make_env(env_config, num_envs=eval_envs, gamma=gamma, device=run.device, **horizons)
+        builds = config.evaluation.builds
+        env = make_env(env_config, num_envs=eval_envs, builds=builds, gamma=gamma, device=run.device, **horizons)
         with closing(env):
             demos.check_fit(env.spec)
             spec = checkpoint.policy_spec if checkpoint else config.policy.for_env(env.spec, config.num_inference_steps)

@@ -51,7 +51,7 @@ def main(config: Config) -> None:
     from reinflow.agent import ReinFlowAgent
     from reinflow.algos.ppo import PPO
     from reinflow.checkpoint import load_checkpoint, load_state_
-    from reinflow.envs import make_env
+    from reinflow.envs import Builds, make_env
     from reinflow.online_run import OnlineRun
     from reinflow.policies import build_policy
     from reinflow.run import Run
@@ -77,8 +77,14 @@ def main(config: Config) -> None:
             num_envs = distributed.share(config.online.num_envs, "num_envs")
             num_eval_envs = config.evaluation.envs if distributed.leads() else 1
             privileged = config.asymmetric_critic
-            env = envs.enter_context(closing(make_env(env_config, num_envs, privileged=privileged, **settings)))
-            eval_env = envs.enter_context(closing(make_env(env_config, num_eval_envs, **settings)))
+            first = distributed.rank() * num_envs
+            builds = Builds(config.run.seed, first, every=config.online.reconfiguration_freq)
+            env = envs.enter_context(
+                closing(make_env(env_config, num_envs, builds=builds, privileged=privileged, **settings))
+            )
+            eval_env = envs.enter_context(
+                closing(make_env(env_config, num_eval_envs, builds=config.evaluation.builds, **settings))
+            )
             policy.spec.check_fits(env.spec)
             agent = ReinFlowAgent.from_policy(
                 policy,

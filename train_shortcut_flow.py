@@ -56,7 +56,8 @@ def main(config: Config) -> None:
     ) as run:
         horizons = {"act_horizon": config.policy.act_horizon, "obs_horizon": config.policy.obs_horizon}
         eval_envs = config.evaluation.envs if distributed.leads() else 1
-        env = make_env(env_config, num_envs=eval_envs, gamma=1.0, device=run.device, **horizons)
+        builds = config.evaluation.builds
+        env = make_env(env_config, num_envs=eval_envs, builds=builds, gamma=1.0, device=run.device, **horizons)
         with closing(env):
             demos.check_fit(env.spec)
             spec = config.policy.for_env(env.spec, config.num_inference_steps)

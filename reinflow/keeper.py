@@ -86,7 +86,7 @@ class Keeper:
         if not distributed.leads():
             return {}
         started = time.perf_counter()
-        result = evaluate(policy, self.env, episodes=self.config.num_eval_episodes, seed=self.config.eval_seed)
+        result = evaluate(policy, self.env, **self.config.settings)
         metrics = result.metrics()
         score = (metrics["eval/success_once"], metrics["eval/success_at_end"])
         if math.isnan(self.first):

@@ -55,6 +55,9 @@ class OnPolicyConfig:
     """env steps after which the run ends"""
     eval_freq: int = 5
     """iterations between evaluations; 0 evaluates only before and after training"""
+    reconfiguration_freq: int | None = None
+    """episodes after which all envs get other geometry, in tasks that draw it, and what still runs is truncated; None
+    and 0 keep it, but None lets stock single envs follow the task"""
     save_freq: int = 10
     """iterations between resumable checkpoints; 0 saves only at the end"""
 

@@ -48,11 +48,20 @@ class Policy(nn.Module):
         return torch.randn(rows, *self.spec.chunk_shape, generator=generator, device=self.device)
 
     def act(
-        self, obs: Obs, generator: torch.Generator | None = None, num_steps: int | None = None
+        self,
+        obs: Obs,
+        generator: torch.Generator | None = None,
+        num_steps: int | None = None,
+        noise: Float[Tensor, "b h a"] | None = None,
     ) -> Float[Tensor, "b e a"]:
-        """Actions in env units without exploration noise; `generator` draws the flow's initial noise."""
+        """Actions in env units without exploration noise.
+
+        The chain starts from standard normal `noise`, or from what `generator` draws.
+        """
         cond = self.encode(obs)
-        return self.to_action(self.sample(cond, self.initial_noise(len(cond), generator), num_steps))
+        return self.to_action(
+            self.sample(cond, self.initial_noise(len(cond), generator) if noise is None else noise, num_steps)
+        )
 
     def sample(
         self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"], num_steps: int | None = None
