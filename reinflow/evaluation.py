@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Z_95 = 1.96
 """of a normal distribution: 95 % lie within so many standard deviations"""
-BLOCK = 32
+BLOCK = 50
 """rows of a policy call: a matrix product may round a row otherwise among another number of rows"""
 
 
@@ -244,16 +244,21 @@ def in_blocks(
 ) -> Tensor:
     """`function` of `size` rows at a time, of which the first input is row `offset`; what is missing is 0."""
     count = len(pending)
-    total = math.ceil((offset + count) / size) * size
-    starts = [start for start in range(0, total, size) if pending[max(start - offset, 0) : start + size - offset].any()]
+    parts = []
+    for start in range(0, offset + count, size):
+        mine = slice(max(start - offset, 0), min(start + size - offset, count))
+        if pending[mine].any():
+            place = slice(offset + mine.start - start, offset + mine.stop - start)
+            block = {name: placed(rows[mine], place, size) for name, rows in inputs.items()}
+            parts.append((mine, function(block)[place]))
+    result = parts[0][1].new_zeros(count, *parts[0][1].shape[1:])
+    for mine, rows in parts:
+        result[mine] = rows
+    return result
 
-    def padded(rows: Tensor) -> Tensor:
-        whole = rows.new_zeros(total, *rows.shape[1:])
-        whole[offset : offset + count] = rows
-        return whole
 
-    whole = {name: padded(value) for name, value in inputs.items()}
-    results = {start: function({name: rows[start : start + size] for name, rows in whole.items()}) for start in starts}
-    nothing = torch.zeros_like(results[starts[0]])
-    joined = torch.cat([results.get(start, nothing) for start in range(0, total, size)])
-    return joined[offset : offset + count]
+def placed(rows: Tensor, place: slice, size: int) -> Tensor:
+    """A fresh block, which begins at a round address wherever it lies in a batch: products may depend on that, too."""
+    block = rows.new_zeros(size, *rows.shape[1:])
+    block[place] = rows
+    return block

@@ -40,7 +40,8 @@ def random_policy(spec: EnvSpec, net: str = "mlp") -> Policy:
     """Untrained, but moving: what it does depends on every number it is given."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = PolicyConfig(net=net, obs_horizon=2, act_horizon=4, pred_horizon=8)
+        size = {"mlp_hidden_dim": 64, "mlp_depth": 2, "unet_dims": (16, 32)}
+        config = PolicyConfig(net=net, obs_horizon=2, act_horizon=4, pred_horizon=8, **size)
         policy = build_policy(config.for_env(spec, 4))
         policy.fit_normalizers_(torch.randn(64, spec.state_dim), torch.rand(64, spec.action_dim) * 2 - 1)
         for parameter in policy.parameters():
@@ -76,14 +77,14 @@ def expected() -> dict[int, Evaluation]:
     """The toy's episodes one by one, by number of denoising steps."""
     env = toy(1)
     policy = random_policy(env.spec)
-    return {k: evaluate(policy, env, episodes=EPISODES, seed=SEED, num_inference_steps=k) for k in (1, 2, 4)}
+    return {k: evaluate(policy, env, episodes=EPISODES, seed=SEED, num_inference_steps=k) for k in (1, 4)}
 
 
 @pytest.mark.parametrize("make", TOYS.values(), ids=TOYS)
 def test_an_episode_is_the_same_among_any_number_of_envs_workers_and_earlier_evaluations(make, expected):
     env = make()
     policy = random_policy(env.spec)
-    for steps in (4, 1, 2, 4):
+    for steps in (4, 1, 4):
         result = evaluate(policy, env, episodes=EPISODES, seed=SEED, num_inference_steps=steps)
         assert same(result, expected[steps])
     env.close()
@@ -117,14 +118,14 @@ def test_every_decision_starts_from_noise_of_its_episode_alone():
         policy.act = lambda obs, num_steps, noise, act=act, noises=noises: (
             noises.append(noise.clone()) or act(obs, num_steps=num_steps, noise=noise)
         )
-        evaluate(policy, env, episodes=num_envs, seed=64)
+        evaluate(policy, env, episodes=num_envs, seed=2 * BLOCK)
     few, many = (torch.stack(noises, 1) for noises in seen.values())  # rows, 24 / 4 decisions, chunk
     assert few.shape == (BLOCK, 6, 8, 2)
     assert torch.equal(few[:3], many[:3])
     assert not many[5:].any()
     flat = many[:5].flatten(0, 1).flatten(1)
     assert len({tuple(row) for row in flat.tolist()}) == 5 * 6
-    assert torch.equal(few[2].reshape(-1), torch.randn(6, 8, 2, generator=noise_generator(66)).reshape(-1))
+    assert torch.equal(few[2].reshape(-1), torch.randn(6, 8, 2, generator=noise_generator(2 * BLOCK + 2)).reshape(-1))
 
 
 def test_an_episode_is_always_the_same_row_of_a_block_of_the_same_size():

@@ -50,6 +50,13 @@ def drawn(draw: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.
     return torch.cat([draw(row, generator=generator.manual_seed(own), device=generator.device) for own in seed])
 
 
+def seed_torch(seed: int, device: torch.device) -> None:
+    """`torch.manual_seed` for one device; that of all kinds takes longer than drawing a start state."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 @contextmanager
 def one_by_one(env: Any, seed: Seed) -> Iterator[None]:
     """Let a reset with a seed per env start each of them as a single env with that seed would.
@@ -64,7 +71,7 @@ def one_by_one(env: Any, seed: Seed) -> Iterator[None]:
     def initialize_each(env_idx: Int[Tensor, "n"], options: dict[str, Any]) -> None:
         everywhere = env.scene._reset_mask
         for index, own in enumerate(seed):
-            torch.manual_seed(own)
+            seed_torch(own, env.device)
             env._episode_rng = env._batched_episode_rng[index]
             env.scene._reset_mask = torch.zeros_like(everywhere)
             env.scene._reset_mask[index] = True

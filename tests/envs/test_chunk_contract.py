@@ -19,10 +19,11 @@ from torch import Tensor
 
 from reinflow.envs import EnvConfig, make_env
 from reinflow.envs.maniskill import ManiSkillEnv
+from reinflow.envs.seeding import worker_seed
 from reinflow.envs.sequence import SINGLE_STRIDE
 from reinflow.envs.synthetic import SyntheticEnv
 from reinflow.envs.toy import ToyEnv, toy_demos
-from reinflow.envs.workers import MOST_FAILURES, SEED_STRIDE, WorkerChunkEnv, WorkerError
+from reinflow.envs.workers import MOST_FAILURES, WorkerChunkEnv, WorkerError
 from reinflow.envs.wrappers import ActionChunk
 from reinflow.errors import UserError
 from reinflow.interrupts import EXIT_CODES
@@ -36,11 +37,11 @@ CHUNK, FRAMES, GAMMA, LIMIT = 3, 2, 0.5, 5
 
 @dataclass(frozen=True)
 class Case:
-    """An implementation, and the batched envs it stands for: (maker, what is added to the seed) each."""
+    """An implementation, and the batched envs it stands for: (maker, what becomes of the seed) each."""
 
     config: EnvConfig
     num_envs: int
-    parts: list[tuple[Callable[[], BatchedEnv], int]]
+    parts: list[tuple[Callable[[], BatchedEnv], Callable[[int], int]]]
 
 
 def maniskill(num_workers: int, backend: str) -> EnvConfig:
@@ -54,20 +55,28 @@ def cases() -> dict[str, Callable[[], Case]]:
     def part(config: EnvConfig, num_envs: int, backend: str) -> Callable[[], BatchedEnv]:
         return partial(ManiSkillEnv, config, num_envs, backend)
 
-    def simulated(num_workers: int, backend: str, num_envs: int, sizes: list[int], seeds: list[int]) -> Case:
+    def as_it_is(seed: int) -> int:
+        return seed
+
+    def next_single(seed: int) -> int:
+        return seed + SINGLE_STRIDE
+
+    second_worker = partial(worker_seed, worker=1)
+
+    def simulated(num_workers: int, backend: str, num_envs: int, sizes: list[int], *seeds: Callable) -> Case:
         config = maniskill(num_workers, backend)
         return Case(config, num_envs, [(part(config, n, backend), s) for n, s in zip(sizes, seeds, strict=True)])
 
     return {
-        "toy": lambda: Case(EnvConfig("Toy-v0", **limited), 4, [(partial(ToyEnv, 4, **limited), 0)]),
+        "toy": lambda: Case(EnvConfig("Toy-v0", **limited), 4, [(partial(ToyEnv, 4, **limited), as_it_is)]),
         "synthetic": lambda: Case(
-            EnvConfig("SyntheticChunk-v0", **limited), 4, [(partial(SyntheticEnv, 4, **limited), 0)]
+            EnvConfig("SyntheticChunk-v0", **limited), 4, [(partial(SyntheticEnv, 4, **limited), as_it_is)]
         ),
-        "maniskill_batched": lambda: simulated(0, batched, 4, [4], [0]),
-        "maniskill_stock": lambda: simulated(0, stock, 2, [1, 1], [0, SINGLE_STRIDE]),
-        "workers_batched": lambda: simulated(2, batched, 4, [2, 2], [0, SEED_STRIDE]),
-        "workers_stock": lambda: simulated(2, stock, 2, [1, 1], [0, SEED_STRIDE]),
-        "maniskill_cuda": lambda: simulated(0, "physx_cuda", 4, [4], [0]),
+        "maniskill_batched": lambda: simulated(0, batched, 4, [4], as_it_is),
+        "maniskill_stock": lambda: simulated(0, stock, 2, [1, 1], as_it_is, next_single),
+        "workers_batched": lambda: simulated(2, batched, 4, [2, 2], as_it_is, second_worker),
+        "workers_stock": lambda: simulated(2, stock, 2, [1, 1], as_it_is, second_worker),
+        "maniskill_cuda": lambda: simulated(0, "physx_cuda", 4, [4], as_it_is),
     }
 
 
@@ -219,10 +228,10 @@ def test_every_number_equals_a_brute_force_loop_over_the_envs_of_one_process(cas
     env.reset(seed=11)
     steps = [env.step_chunk(action) for action in actions]
     first = 0
-    for make, offset in case.parts:
+    for make, own_seed in case.parts:
         part = make()
         mine = slice(first, first + part.num_envs)
-        wanted = brute_force(part, [action[mine] for action in actions], 11 + offset)
+        wanted = brute_force(part, [action[mine] for action in actions], own_seed(11))
         part.close()
         for step, rows in zip(steps, wanted, strict=True):
             for i, row in enumerate(rows, start=first):
@@ -429,11 +438,11 @@ def test_resetting_one_env_leaves_the_others_bit_identical(control_mode: str):
 
 
 class Failing(ToyEnv):
-    """Raises at the fourth step of worker 1."""
+    """Raises at the fourth step of the worker whose first env is env 1."""
 
-    def __init__(self, num_envs: int, worker: int, error: type[Exception]):
+    def __init__(self, num_envs: int, first: int, error: type[Exception]):
         super().__init__(num_envs)
-        self.countdown = 4 if worker == 1 else 10**6
+        self.countdown = 4 if first == 1 else 10**6
         self.error = error
 
     def step(self, action: Tensor, render: bool = True) -> StepResult:
@@ -443,15 +452,15 @@ class Failing(ToyEnv):
         return super().step(action)
 
 
-def failing(error: type[Exception], num_envs: int, worker: int) -> ActionChunk:
-    return ActionChunk(Failing(num_envs, worker, error), 3, 2, 0.5)
+def failing(error: type[Exception], num_envs: int, first: int) -> ActionChunk:
+    return ActionChunk(Failing(num_envs, first, error), 3, 2, 0.5)
 
 
-def unmakeable(num_envs: int, worker: int) -> ActionChunk:
+def unmakeable(num_envs: int, first: int) -> ActionChunk:
     raise UserError("no such asset: download it")
 
 
-def healthy(num_envs: int, worker: int) -> ActionChunk:
+def healthy(num_envs: int, first: int) -> ActionChunk:
     return ActionChunk(ToyEnv(num_envs), 3, 2, 0.5)
 
 
@@ -521,13 +530,13 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_trainer():
     env.close()
 
 
-def slow_to_recover(flag: Path, num_envs: int, worker: int) -> ActionChunk:
+def slow_to_recover(flag: Path, num_envs: int, first: int) -> ActionChunk:
     """Dies at its second start."""
     if flag.exists() and not flag.with_suffix(".again").exists():
         flag.with_suffix(".again").touch()
         os._exit(1)
     flag.touch()
-    return healthy(num_envs, worker)
+    return healthy(num_envs, first)
 
 
 def test_a_worker_that_dies_while_it_starts_again_is_started_once_more(tmp_path):

@@ -22,7 +22,7 @@ LIMIT, CHUNK = 22, 4
 """an episode ends in the middle of a chunk, after the gripper has closed"""
 
 
-def toy(num_envs: int, worker: int = 0) -> ActionChunk:
+def toy(num_envs: int, first: int = 0) -> ActionChunk:
     return ActionChunk(ToyEnv(num_envs, terminate_on_success=True), 3, 2, 0.9)
 
 

@@ -27,7 +27,7 @@ from tests.faults.runs import fork, tail
 from tests.waiting import wait_for
 
 
-def toys(num_envs: int, worker: int) -> ActionChunk:
+def toys(num_envs: int, first: int) -> ActionChunk:
     return ActionChunk(ToyEnv(num_envs), 4, 1, 0.97)
 
 
