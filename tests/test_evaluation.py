@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,6 +108,43 @@ def test_a_simulated_episode_is_the_same_among_any_number_of_envs_and_workers(en
         env.close()
     assert all(same(result, results[0]) for result in results)
     assert len(set(results[0].return_.tolist())) == 8
+
+
+class Grasper:
+    """PickCube from its state: over the cube, down, close, to the goal; its x_0 shakes the hand a little."""
+
+    training = False
+    device = torch.device("cpu")
+    spec = SimpleNamespace(act_horizon=2, obs_horizon=1, chunk_shape=(2, 7))
+
+    def eval(self) -> None: ...
+
+    def train(self, mode: bool) -> None: ...
+
+    def act(self, obs: dict[str, Tensor], num_steps: int | None, noise: Tensor) -> Tensor:
+        state = obs["state"][:, -1]
+        grasped, tcp, goal, to_cube = (
+            state[:, part] for part in (slice(18, 19), slice(19, 22), slice(26, 29), slice(36, 39))
+        )
+        above = to_cube[:, :2].square().sum(1, keepdim=True) < 0.015**2
+        near = to_cube.square().sum(1, keepdim=True) < 0.02**2
+        hover = to_cube + torch.tensor([0.0, 0.0, 0.08])
+        move = torch.where(grasped > 0, goal - tcp, torch.where(above, to_cube, hover)) / 0.1
+        gripper = torch.where((grasped > 0) | near, -1.0, 1.0)
+        actions = torch.cat((move, torch.zeros(len(state), 3), gripper), 1)[:, None].repeat(1, 2, 1)
+        return actions + 0.05 * noise * (torch.arange(7) < 3)
+
+
+@pytest.mark.skip(reason="PhysX keeps contacts over a reset: to be switched on with the reset that forgets them")
+def test_an_episode_with_a_grasp_is_the_same_among_any_number_of_envs_and_workers_and_at_every_repetition():
+    results = []
+    for num_envs, num_workers in ((20, 0), (5, 2)):
+        pytest.importorskip("mani_skill")
+        env = make_env(EnvConfig("PickCube-v1", num_workers=num_workers), num_envs, 2, 1, 1.0)
+        results += [evaluate(Grasper(), env, episodes=EPISODES, seed=SEED) for _ in range(3)]
+        env.close()
+    assert results[0].success_once.float().mean() > 0.5
+    assert all(same(result, results[0]) for result in results)
 
 
 def test_every_decision_starts_from_noise_of_its_episode_alone():
