@@ -3,13 +3,13 @@
     python train_aw_shortcut_flow.py --pretrained_path runs/shortcut_flow-PickCube-v1-seed0
 
 Without `--pretrained_path` it starts from scratch. Writes `runs/aw_shortcut_flow-<env_id>-seed<seed>/best_model.pt`,
-which carries V for Stage 3.
+which carries V, and the return that it predicts, for Stage 3.
 """
 
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from reinflow.algos.awr import AWRConfig
 from reinflow.algos.bc import BCConfig
@@ -54,18 +54,24 @@ def main(config: Config) -> None:
     from reinflow.offline_run import OfflineRun
     from reinflow.policies import build_policy
     from reinflow.run import Run
+    from reinflow.types import Objective
     from reinflow.videos import filming
 
     checkpoint = load_checkpoint(config.pretrained_path) if config.pretrained_path else None
-    env_config = config.env.completed(checkpoint.env_spec if checkpoint else None)
-    demos = open_demos(config.demos, env_config, need_rewards=True)
+    before = checkpoint.objective if checkpoint else None
+    env_config = config.env.completed(checkpoint.env_spec if checkpoint else None, before)
+    asked = config.env.reward_mode or (before.reward_mode if before else None)
+    demos = open_demos(config.demos, env_config, need_rewards=True, reward_mode=asked)
+    env_config = replace(env_config, reward_mode=demos.reward_mode or env_config.reward_mode)
+    objective = Objective(config.critics.gamma, env_config.reward_mode, env_config.terminate_on_success)
+    settled = replace(config, env=config.env.settled(objective))
     name = f"aw_shortcut_flow-{env_config.env_id}-seed{config.run.seed}"
     with Run.open(
-        config.run, name=name, full_config=config, total=config.offline.total_iters, unit="iterations"
+        config.run, name=name, full_config=settled, total=config.offline.total_iters, unit="iterations"
     ) as run:
         chosen = checkpoint.policy_spec if checkpoint else config.policy
         horizons = {"act_horizon": chosen.act_horizon, "obs_horizon": chosen.obs_horizon}
-        gamma = config.critics.gamma
+        gamma = objective.gamma
         eval_envs = config.evaluation.envs if distributed.leads() else 1
         builds = config.evaluation.builds
         env = make_env(env_config, num_envs=eval_envs, builds=builds, gamma=gamma, device=run.device, **horizons)
@@ -100,6 +106,7 @@ def main(config: Config) -> None:
                     config.offline,
                     config.evaluation,
                     evaluate_first=checkpoint is not None,
+                    objective=objective,
                     critic_state=lambda: learner.critics.unscaled_value().state_dict(),
                     camera=camera,
                 ).train()

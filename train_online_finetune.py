@@ -9,10 +9,10 @@ Writes `runs/reinflow-<env_id>-seed<seed>/`; its first evaluation is the pretrai
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from reinflow.acceleration import AccelerationConfig
-from reinflow.algos.ppo import PPOConfig
+from reinflow.algos.ppo import PPOFlags
 from reinflow.algos.schedules import NoiseConfig
 from reinflow.cli import Flat, run_script
 from reinflow.envs import EnvConfig
@@ -39,7 +39,7 @@ class Config:
     run: Flat[RunConfig] = field(default_factory=RunConfig)
     env: Flat[EnvConfig] = field(default_factory=EnvConfig)
     online: Flat[OnPolicyConfig] = field(default_factory=OnPolicyConfig)
-    ppo: Flat[PPOConfig] = field(default_factory=PPOConfig)
+    ppo: Flat[PPOFlags] = field(default_factory=PPOFlags)
     noise: Flat[NoiseConfig] = field(default_factory=NoiseConfig)
     noise_net: Flat[NoiseNetConfig] = field(default_factory=NoiseNetConfig)
     acceleration: Flat[AccelerationConfig] = field(default_factory=AccelerationConfig)
@@ -55,22 +55,26 @@ def main(config: Config) -> None:
     from reinflow.online_run import OnlineRun
     from reinflow.policies import build_policy
     from reinflow.run import Run
+    from reinflow.types import Objective
     from reinflow.videos import filming
 
     if not config.pretrained_path:
         raise UserError("--pretrained_path is missing: pass a run directory or a best_model.pt of Stage 1 or Stage 2")
     checkpoint = load_checkpoint(config.pretrained_path)
-    env_config = config.env.completed(checkpoint.env_spec)
+    env_config = config.env.completed(checkpoint.env_spec, checkpoint.objective)
+    ppo = config.ppo.completed(checkpoint.objective)
+    objective = Objective(ppo.gamma, env_config.reward_mode, env_config.terminate_on_success)
+    settled = replace(config, ppo=ppo, env=config.env.settled(objective))
     name = f"reinflow-{env_config.env_id}-seed{config.run.seed}"
     with Run.open(
-        config.run, name=name, full_config=config, total=config.online.total_timesteps, unit="env_steps"
+        config.run, name=name, full_config=settled, total=config.online.total_timesteps, unit="env_steps"
     ) as run:
         policy = build_policy(checkpoint.policy_spec).to(run.device)
         load_state_(policy, checkpoint.policy_state, f"the policy of {config.pretrained_path}")
         settings = {
             "act_horizon": policy.spec.act_horizon,
             "obs_horizon": policy.spec.obs_horizon,
-            "gamma": config.ppo.gamma,
+            "gamma": ppo.gamma,
             "device": run.device,
         }
         with ExitStack() as envs:
@@ -88,20 +92,21 @@ def main(config: Config) -> None:
             policy.spec.check_fits(env.spec)
             agent = ReinFlowAgent.from_policy(
                 policy,
-                config.ppo,
+                ppo,
                 config.noise,
                 config.noise_net,
                 config.num_inference_steps,
                 freeze_visual_encoder=config.freeze_visual_encoder,
                 privileged_dim=env.reset()["privileged"].shape[-1] if privileged else None,
             )
-            agent.load_critic(checkpoint.critic_state, f"the critic of {config.pretrained_path}")
+            if warning := agent.load_critic(checkpoint, config.pretrained_path, objective):
+                run.alarm(warning)
             camera = envs.enter_context(filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed))
             if config.acceleration.cuda_graphs and (run.device.type != "cuda" or distributed.active()):
                 run.alarm("--cuda_graphs does nothing without a GPU, or with several processes")
             agent.accelerate_(config.acceleration)
-            learner = PPO(agent, config.ppo, config.acceleration)
-            OnlineRun(agent, learner, run, env, eval_env, config.online, config.evaluation, camera).train()
+            learner = PPO(agent, ppo, config.acceleration)
+            OnlineRun(agent, learner, run, env, eval_env, config.online, config.evaluation, objective, camera).train()
 
 
 if __name__ == "__main__":

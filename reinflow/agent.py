@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -31,7 +31,10 @@ from reinflow.policies.chain import (
     joint_kl,
     scored_dims,
 )
-from reinflow.types import Chain, Obs
+from reinflow.types import Chain, Objective, Obs
+
+if TYPE_CHECKING:
+    from reinflow.checkpoint import Checkpoint
 
 C = TypeVar("C")
 
@@ -165,7 +168,10 @@ class ReinFlowAgent(nn.Module):
                     "checkpoint's dimensions, or with ReinFlowAgent.from_policy"
                 )
         load_state_(self.policy.net, policy.net.state_dict(), f"the network of {checkpoint_path}")
-        self.load_critic(checkpoint.critic_state, f"the critic of {checkpoint_path}")
+        known = checkpoint.objective
+        ours = replace(known, gamma=self.config.gamma) if known else None
+        if warning := self.load_critic(checkpoint, checkpoint_path, ours):
+            print(f"warning: {warning}")
         self._adopt(spec)
         if self.trains_encoder:
             load_state_(self.policy.encoder, policy.encoder.state_dict(), f"the encoder of {checkpoint_path}")
@@ -175,12 +181,21 @@ class ReinFlowAgent(nn.Module):
         self._score(spec)
         self.to(device)
 
-    def load_critic(self, state: dict[str, Tensor] | None, name: str) -> None:
-        """Take V of an earlier stage where there is one; one that sees something else starts anew."""
+    def load_critic(self, checkpoint: Checkpoint, path: str | Path, objective: Objective | None = None) -> str | None:
+        """Take V of an earlier stage where there is one; one that sees something else starts anew.
+
+        So does one that predicts another return than `objective`, which a sentence tells. What a checkpoint doesn't say
+        of its V is taken to fit.
+        """
         from reinflow.checkpoint import load_state_
 
-        if state is not None and self.privileged == ("normalizer.shift" in state):
-            load_state_(self.critic, state, name)
+        state, theirs = checkpoint.critic_state, checkpoint.objective
+        if state is None or self.privileged != ("normalizer.shift" in state):
+            return None
+        if objective and theirs and (differences := theirs.differences(objective)):
+            return f"V of {path} was trained for {differences}, so it starts anew: leave these flags out to keep it"
+        load_state_(self.critic, state, f"the critic of {path}")
+        return None
 
     def encode(self, obs: Obs) -> Float[Tensor, "b z"]:
         if not self.bf16_encoder:

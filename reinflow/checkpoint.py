@@ -19,7 +19,7 @@ from reinflow.files import flush_folder, replace
 from reinflow.policies.spec import PolicySpec
 from reinflow.sealed import Damaged, seal, unseal
 from reinflow.trees import not_finite
-from reinflow.types import EnvSpec, ImageSpec
+from reinflow.types import EnvSpec, ImageSpec, Objective
 
 if TYPE_CHECKING:
     from reinflow.policies.base import Policy
@@ -29,6 +29,8 @@ FORMAT_VERSION = 2
 BEST, MODEL = "best_model.pt", "model.safetensors"
 POLICY, CRITIC = "policy.", "critic."
 """what the names of a file's tensors start with"""
+KINDS: dict[str, type] = {"int": int, "str": str, "float": float, "bool": bool}
+"""of fields, by the name of their type"""
 LEGACY_MAGICS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")
 """first bytes of what torch.save writes"""
 MAKE_ONE = "Stage 1 makes one (python train_shortcut_flow.py --demo_path ...), later stages continue from it"
@@ -44,6 +46,8 @@ class Checkpoint:
     """state_dict of the policy: network, encoder and normalisers"""
     critic_state: dict[str, Tensor] | None = None
     """state_dict of the value network, where a stage trained one"""
+    objective: Objective | None = None
+    """what the last stage with rewards maximised; None in Stage 1 and in older files, which don't say"""
     extra: dict[str, Any] = field(default_factory=dict)
     """plain values that only some stages have"""
     meta: dict[str, Any] = field(default_factory=dict)
@@ -81,6 +85,7 @@ def packed(checkpoint: Checkpoint) -> bytearray:
             "policy_spec": checkpoint.policy_spec.to_dict(),
             "env_spec": asdict(checkpoint.env_spec),
             "has_critic": checkpoint.critic_state is not None,
+            "objective": asdict(checkpoint.objective) if checkpoint.objective else None,
             "extra": checkpoint.extra,
             "meta": checkpoint.meta,
         },
@@ -127,6 +132,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
             env_spec=env_spec_from(typed(description, "env_spec", dict)),
             policy_state=without_prefix(on_device, POLICY),
             critic_state=without_prefix(on_device, CRITIC) if typed(description, "has_critic", bool) else None,
+            objective=objective_from(description.get("objective")),
             extra=typed(description, "extra", dict),
             meta=typed(description, "meta", dict),
         )
@@ -170,14 +176,20 @@ def env_spec_from(data: dict[str, Any]) -> EnvSpec:
     if image is not None:
         image = ImageSpec(**{**image, "cameras": tuple(image["cameras"])})
     spec = EnvSpec(**{**data, "action_low": low, "action_high": high, "image": image, "still": still})
-    kinds = {"int": int, "str": str}
     for one in fields(EnvSpec):
-        kind = kinds.get(str(one.type))
+        kind = KINDS.get(str(one.type))
         if kind is not None and not isinstance(getattr(spec, one.name), kind):
             raise TypeError(f"{one.name} is no {one.type}")
     if len(low) != len(high) or not all(isinstance(bound, float) and math.isfinite(bound) for bound in low + high):
         raise TypeError("the bounds of its actions are no numbers")
     return spec
+
+
+def objective_from(data: dict[str, Any] | None) -> Objective | None:
+    """TypeError if a field is missing, unknown or of another kind."""
+    if data is None:
+        return None
+    return Objective(**{one.name: typed(data, one.name, KINDS[str(one.type)]) for one in fields(Objective)})
 
 
 def without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -135,7 +135,8 @@ def parse(
     """The config that `arguments` describe; tyro prints the reason and exits 2 where they don't parse."""
     check_unique_flags(config_type)
     presets = presets or {}
-    name, rest = split_option("preset", arguments) if presets else (None, list(arguments))
+    arguments = open_switches_answered(config_type, arguments)
+    name, rest = split_option("preset", arguments) if presets else (None, arguments)
     resume = split_option("resume", arguments)[0] if has_flag(config_type, "resume") else None
     options: dict[str, Any] = {"args": rest, "use_underscores": True, "description": description}
     if presets:
@@ -150,6 +151,22 @@ def parse(
             raise UserError("--resume takes the flags of the run it continues: leave --preset out")
         options["default"] = saved_config(config_type, Path(resume))
     return tyro.cli(config_type, **options)
+
+
+def open_switches_answered(config_type: type, arguments: Sequence[str]) -> list[str]:
+    """`--x` as `--x True` and `--no-x` as `--x False` where x may also be None, which tyro wants spelt out."""
+    hints = {name: hint for name, _, hint in flag_owners(config_type)}
+    switches = {name for name, hint in hints.items() if hint == (bool | None)}
+    words: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name = argument[2:].replace("-", "_") if argument.startswith("--") else ""
+        if name in switches and following not in ("True", "False", "None"):
+            words += [f"--{name}", "True"]
+        elif name.removeprefix("no_") in switches and name not in switches:
+            words += [f"--{name.removeprefix('no_')}", "False"]
+        else:
+            words.append(argument)
+    return words
 
 
 def split_option(option: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -239,17 +256,18 @@ def describe_presets(base: Any, presets: Mapping[str, Any]) -> str:
 def check_unique_flags(config_type: type) -> None:
     """Raise ValueError where two nested configs define the same flag: one would hide the other."""
     owners: dict[str, str] = {"preset": "run_script"}
-    for name, owner in flag_owners(config_type):
+    for name, owner, _ in flag_owners(config_type):
         if name in owners:
             raise ValueError(f"--{name} is defined by both {owners[name]} and {owner}: rename one of the two fields")
         owners[name] = owner
 
 
 def has_flag(config_type: type, flag: str) -> bool:
-    return any(name == flag for name, _ in flag_owners(config_type))
+    return any(name == flag for name, *_ in flag_owners(config_type))
 
 
-def flag_owners(config_type: type) -> Iterator[tuple[str, str]]:
+def flag_owners(config_type: type) -> Iterator[tuple[str, str, Any]]:
+    """Every flag with the config that has it and its type."""
     hints = get_type_hints(config_type)
     for field in dataclasses.fields(config_type):
         if not field.init:
@@ -257,4 +275,4 @@ def flag_owners(config_type: type) -> Iterator[tuple[str, str]]:
         if dataclasses.is_dataclass(hints[field.name]):
             yield from flag_owners(hints[field.name])
         else:
-            yield field.name, config_type.__name__
+            yield field.name, config_type.__name__, hints[field.name]

@@ -135,7 +135,7 @@ def offline(
             metrics = distributed.averaged(metrics)
             values = run.log({**metrics, "charts/SPS": speed}, step=state.count)
             run.progress(state.count, loss=metrics["losses/total"])
-            for sentence in left_out(values):
+            for sentence in offline_worries(values):
                 run.alarm(sentence)
             refuse_to_diverge(values)
             clock, since = time.perf_counter(), state.count
@@ -244,6 +244,14 @@ def left_out(values: dict[str, float]) -> list[str]:
         )
     if any(value > 0 for name, value in values.items() if name.endswith("skipped_steps")):
         found.append("some updates were skipped: their loss or gradient was not finite")
+    return found
+
+
+def offline_worries(values: dict[str, float]) -> list[str]:
+    """What is wrong with an offline iteration, from its logged numbers."""
+    found = left_out(values)
+    if values.get("losses/weights_clipped", 0.0) > 0.5:
+        found.append("more than half of the advantage weights were clipped, so they are equal: lower --beta")
     return found
 
 

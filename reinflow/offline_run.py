@@ -17,7 +17,7 @@ from reinflow.evaluation import EvalConfig
 from reinflow.keeper import Keeper, fitting
 from reinflow.loops import Diverged, OfflineConfig, OfflineState, offline
 from reinflow.run import Run
-from reinflow.types import ChunkEnv
+from reinflow.types import ChunkEnv, Objective
 from reinflow.videos import Camera
 
 
@@ -34,18 +34,20 @@ class OfflineRun:
         evaluation: EvalConfig,
         *,
         evaluate_first: bool,
+        objective: Objective | None = None,
         critic_state: Callable[[], dict[str, torch.Tensor]] | None = None,
         camera: Camera | None = None,
     ):
         """`evaluate_first` makes the policy that it starts from the first candidate for `best_model.pt`.
 
-        `critic_state` gives the critic that goes with the best policy in the end.
+        `critic_state` gives the critic that goes with the best policy in the end, one of `objective`.
         """
         self.learner = learner
         self.draw = draw
         self.run = run
         self.env = env
         self.config = config
+        self.objective = objective
         self.critic_state = critic_state
         self.state = OfflineState(evaluated=not evaluate_first)
         self.batch_size = distributed.share(config.batch_size, "batch_size")
@@ -78,6 +80,7 @@ class OfflineRun:
             env_spec=self.env.spec,
             policy_state=averaged.state_dict(),
             critic_state=self.critic_state() if self.critic_state else None,
+            objective=self.objective,
         )
 
     def training(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from reinflow.evaluation import EvalConfig, standard_error
 from reinflow.keeper import Keeper, fitting
 from reinflow.loops import Diverged, Metrics, OnPolicyConfig, OnPolicyState, on_policy
 from reinflow.run import Run
-from reinflow.types import ChunkEnv, Obs
+from reinflow.types import ChunkEnv, Objective, Obs
 from reinflow.videos import Camera
 
 FEW_ITERATIONS = 10
@@ -40,6 +40,7 @@ class OnlineRun:
         eval_env: ChunkEnv,
         config: OnPolicyConfig,
         evaluation: EvalConfig,
+        objective: Objective,
         camera: Camera | None = None,
     ):
         self.agent = agent
@@ -47,6 +48,7 @@ class OnlineRun:
         self.run = run
         self.env = env
         self.config = config
+        self.objective = objective
         self.state = OnPolicyState()
         self.generator = torch.Generator(run.device).manual_seed(run.config.seed)
         self.keeper = Keeper(self, eval_env, evaluation, camera, prefer_newer=True)
@@ -96,6 +98,7 @@ class OnlineRun:
             env_spec=self.env.spec,
             policy_state=self.agent.policy.state_dict(),
             critic_state=self.agent.critic.state_dict(),
+            objective=self.objective,
         )
 
     def training(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Shapes use the letters of `docs/algorithm.md`: `b` rows, `n` envs, `r` decisions
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -85,6 +85,21 @@ class EnvSpec:
     @property
     def action_dim(self) -> int:
         return len(self.action_low)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The return that a stage maximises and that its V predicts."""
+
+    gamma: float
+    """discount per env step"""
+    reward_mode: str
+    terminate_on_success: bool
+
+    def differences(self, other: Objective) -> str:
+        """What is another return in `other`, in words; nothing where V of the one serves the other."""
+        pairs = ((field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        return ", ".join(f"{name} {own} instead of {theirs}" for name, own, theirs in pairs if own != theirs)
 
 
 @dataclass

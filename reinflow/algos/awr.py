@@ -1,7 +1,7 @@
 """Advantage-weighted regression of any Regressable policy on chunks (AWAC, arXiv:2006.09359).
 
-On a ShortCut Flow it is AW-ShortCut. Differs: advantages are divided by their std, so that `beta` does not depend on
-the reward's scale; weights are clipped and divided by their mean.
+On a ShortCut Flow it is AW-ShortCut. Differs: advantages are centred and divided by their std, so that `beta` does not
+depend on the reward's scale, nor a weight on how far V is behind Q; weights are clipped and divided by their mean.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reinflow import distributed
+from reinflow.algos.advantages import normalized
 from reinflow.algos.bc import BCConfig, BehaviorCloning
 from reinflow.algos.critics import CriticConfig, Critics
 from reinflow.policies.base import Policy
@@ -26,13 +27,12 @@ class AWRConfig:
     beta: float = 1.0
     """inverse temperature, per std of the advantage; 0 is behaviour cloning"""
     weight_clip: float = 20.0
-    """largest weight before the weights are divided by their mean"""
+    """largest weight before the weights are divided by their mean; an average advantage weighs 1"""
 
 
 def advantage_weights(advantage: Float[Tensor, "b"], beta: float, weight_clip: float) -> Float[Tensor, "b"]:
-    """min(exp(beta * A / std(A)), clip), the std over the rows of all processes."""
-    std = distributed.moments(advantage)[1]
-    return (beta * advantage / (std + 1e-8)).exp().clamp_max(weight_clip)
+    """min(exp(beta * (A - mean(A)) / std(A)), clip), mean and std over the rows of all processes."""
+    return (beta * normalized(advantage)).exp().clamp_max(weight_clip)
 
 
 def effective_sample_size(weight: Float[Tensor, "b"]) -> Float[Tensor, ""]:
@@ -63,13 +63,17 @@ class AdvantageWeightedRegression(BehaviorCloning):
             next_cond = self.ema.module.encode(batch.next_obs)
             noise = self.ema.module.initial_noise(len(next_cond))
             next_action = self.executed(self.ema.module.sample(next_cond, noise).clamp(-1, 1))
-        metrics = self.critics.update(
+        advantage, metrics = self.critics.update(
             cond, action, batch.reward, batch.discount, batch.terminated, next_cond, next_action
         )
-        weight = advantage_weights(self.critics.advantage(cond, action), self.awr.beta, self.awr.weight_clip)
+        weight = advantage_weights(advantage, self.awr.beta, self.awr.weight_clip)
         metrics |= self.descend((weight * rows).mean() / distributed.mean(weight.mean()))
-        metrics["losses/effective_sample_size"] = effective_sample_size(weight)
-        return metrics
+        return metrics | {
+            "losses/advantage_mean": advantage.mean(),
+            "losses/advantage_std": distributed.moments(advantage)[1],
+            "losses/weights_clipped": (weight >= self.awr.weight_clip).float().mean(),
+            "losses/effective_sample_size": effective_sample_size(weight),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"critics": self.critics.training_state()}

@@ -85,8 +85,11 @@ class Critics(nn.Module):
         terminated: Bool[Tensor, "b"],
         next_cond: Float[Tensor, "b z"],
         next_action: Float[Tensor, "b ea"],
-    ) -> dict[str, Tensor]:
-        """One step of Q towards the TD target, of V towards Q's expectile, and of the targets towards Q."""
+    ) -> tuple[Float[Tensor, "b"], dict[str, Tensor]]:
+        """One step of Q towards the TD target, of V towards Q's expectile, and of the targets towards Q.
+
+        Returns the advantages before the step, of the very Qs that V was fitted to, and metrics.
+        """
         with torch.no_grad():
             next_q = self.pessimistic(self.target_q(next_cond, next_action))
             target = td_target(self.config.reward_scale * reward, discount, terminated, next_q)
@@ -103,7 +106,7 @@ class Critics(nn.Module):
         self.guard.step(loss, [(self.optimizer, norm)])
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target_q.parameters()), list(self.q.parameters()), self.config.tau)
-        return {
+        return behaviour_q - value.detach(), {
             "losses/q": q_loss.detach() / self.config.num_qs,
             "losses/value": value_loss.detach(),
             "losses/q_mean": q.detach().mean(),
@@ -119,8 +122,8 @@ class Critics(nn.Module):
 
     @torch.no_grad()
     def advantage(self, cond: Float[Tensor, "b z"], action: Float[Tensor, "b ea"]) -> Float[Tensor, "b"]:
-        """Ensemble mean of Q, minus V."""
-        return self.q(cond, action).mean(0) - self.value(cond)
+        """What V is fitted to, the minimum of random target Qs, minus V."""
+        return self.pessimistic(self.target_q(cond, action)) - self.value(cond)
 
     def unscaled_value(self) -> ValueNetwork:
         """A copy of V in units of the env's own reward, as Stage 3 uses it."""

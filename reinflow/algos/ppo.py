@@ -7,7 +7,7 @@ joint nats, and the critic has an optimiser of its own, so that warm-up leaves t
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,7 @@ from reinflow.algos.advantages import explained_variance, mean_over, normalized
 from reinflow.algos.guard import StepGuard
 from reinflow.algos.rollout import RolloutBuffer, Rows
 from reinflow.trees import mapped
+from reinflow.types import Objective
 
 if TYPE_CHECKING:
     from reinflow.agent import ReinFlowAgent
@@ -32,11 +33,11 @@ MAX_LOG_RATIO = 20.0
 
 
 @dataclass(frozen=True)
-class PPOConfig:
-    """Proximal policy optimisation."""
+class PPOFlags:
+    """Proximal policy optimisation; what is None comes from the checkpoint or has the default named here."""
 
-    gamma: float = 0.97
-    """discount per env step"""
+    gamma: float | None = None
+    """discount per env step; default is that of the checkpoint's V, else 0.97"""
     gae_lambda: float = 0.9
     """decay of the advantage estimate per decision"""
     ppo_epochs: int = 4
@@ -73,6 +74,21 @@ class PPOConfig:
     """env steps that train the critic alone, rounded up to whole iterations"""
     online_random_shift: int = 0
     """pixels by which the pictures of a decision may be moved before the policy sees them; 0 is off"""
+
+    def completed(self, objective: Objective | None = None) -> PPOConfig:
+        """With the discount of `objective` where none is set."""
+        values = {one.name: getattr(self, one.name) for one in fields(PPOFlags)}
+        if self.gamma is None:
+            values["gamma"] = objective.gamma if objective else PPOConfig.gamma
+        return PPOConfig(**values)
+
+
+@dataclass(frozen=True)
+class PPOConfig(PPOFlags):
+    """Proximal policy optimisation, with nothing left to decide."""
+
+    gamma: float = 0.97
+    """discount per env step"""
 
 
 def scaled_log_ratio(

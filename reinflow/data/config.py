@@ -14,8 +14,9 @@ class DemoConfig:
     """trajectory .h5 in ManiSkill's format; None takes the one that collect_demos.py writes for the task"""
     num_demos: int | None = None
     """use only the first ones; None uses all"""
-    reward_source: Literal["recorded", "sparse_success"] = "recorded"
-    """Stage 2: rewards in the file, or 1 on every step that succeeds"""
+    reward_source: Literal["recorded", "sparse_success"] | None = None
+    """Stage 2: rewards in the file, or 1 on every step that succeeds; default is the latter for --reward_mode sparse,
+    else the former"""
     max_picture_gb: float = 4.0
     """GB of pictures that are held in memory; those of a larger set are read from the file as they are needed"""
 

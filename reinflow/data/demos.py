@@ -43,20 +43,20 @@ class Trajectory:
         return len(self.actions)
 
     def under_rules(self, terminate_on_success: bool) -> Trajectory:
-        """The same episode in an env that does, or does not, end at success.
+        """The same episode in an env that does, or does not, end at success or failure.
 
-        A recording marks every successful step as terminated and goes on. `terminate_on_success` cuts it after the
-        first one; otherwise nothing terminates, and the value of its last frame counts.
+        A recording goes on after either and may mark such a step as terminated or not. `terminate_on_success` cuts it
+        after the first one; otherwise nothing terminates, and the value of its last frame counts.
         """
         if not terminate_on_success:
             return replace(self, terminated=torch.zeros_like(self.terminated))
-        steps = torch.arange(1, len(self) + 1)
-        end = int(steps[self.terminated][0]) if self.terminated.any() else len(self)
+        ended = self.success | self.terminated
+        end = int(ended.nonzero()[0]) + 1 if ended.any() else len(self)
         return Trajectory(
             obs=self.obs[: end + 1],
             actions=self.actions[:end],
             success=self.success[:end],
-            terminated=self.terminated[:end],
+            terminated=ended[:end],
             truncated=self.truncated[:end],
             rewards=None if self.rewards is None else self.rewards[:end],
             pictures=None if self.pictures is None else replace(self.pictures, frames=end + 1),
@@ -71,6 +71,8 @@ class Demos:
     env_id: str
     control_mode: str
     max_episode_steps: int | None = None
+    reward_mode: str | None = None
+    """of `rewards`, where the recording says it"""
 
     def length_percentile(self, percent: float) -> float:
         """Env steps that `percent` of the episodes do not exceed."""
@@ -122,24 +124,65 @@ def described(image: ImageSpec | None) -> str:
     return f"{'+'.join(image.names)} of {image.height}x{image.width} from {', '.join(image.cameras)}"
 
 
-def open_demos(config: DemoConfig, env: Any, need_rewards: bool = False) -> Demos:
-    """The demonstrations of a stage; `env` is its completed EnvConfig."""
+def open_demos(config: DemoConfig, env: Any, need_rewards: bool = False, reward_mode: str | None = None) -> Demos:
+    """The demonstrations of a stage; `env` is its completed EnvConfig.
+
+    `reward_mode` is the one that Stage 2 is asked for; None takes what the file holds.
+    """
     path = Path(config.demo_path) if config.demo_path else default_demo_path(env.env_id, env.obs_mode, env.control_mode)
+    sparse = wants_sparse(config, reward_mode)
     demos = load_demos(
         path,
         num_demos=config.num_demos,
         env_id=env.env_id,
         control_mode=env.control_mode,
         obs_mode=env.obs_mode,
-        need_rewards=need_rewards and config.reward_source == "recorded",
+        need_rewards=need_rewards and not sparse,
     )
-    if config.reward_source == "sparse_success":
-        for trajectory in demos.trajectories:
-            trajectory.rewards = trajectory.success.float()
+    if need_rewards:
+        (reward_successes_ if sparse else refuse_other_rewards)(demos, path, reward_mode)
     demos.trajectories = [trajectory.under_rules(env.terminate_on_success) for trajectory in demos.trajectories]
     if warning := demos.length_warning(env.max_episode_steps or demos.max_episode_steps):
         print(f"warning: {warning}")
     return demos
+
+
+def wants_sparse(config: DemoConfig, reward_mode: str | None) -> bool:
+    """Whether rewards are made from successes; UserError where that contradicts `reward_mode`."""
+    if config.reward_source is None:
+        return reward_mode == "sparse"
+    made = config.reward_source == "sparse_success"
+    if made and reward_mode not in (None, "sparse"):
+        raise UserError(
+            f"--reward_source sparse_success contradicts --reward_mode {reward_mode}: leave one of the two out"
+        )
+    return made
+
+
+def reward_successes_(demos: Demos, path: Path, reward_mode: str | None) -> None:
+    """Give every step ManiSkill's sparse reward: 1 where it succeeds; UserError where none does.
+
+    Recorded sparse rewards stay, since tasks that can fail take 1 off where they do.
+    """
+    if not any(trajectory.success.any() for trajectory in demos.trajectories):
+        raise UserError(
+            f"{path} marks no step as a success, so that all sparse rewards would be 0: "
+            "collect successful demonstrations, or leave --reward_mode sparse and --reward_source out"
+        )
+    for trajectory in demos.trajectories:
+        if demos.reward_mode != "sparse" or trajectory.rewards is None:
+            trajectory.rewards = trajectory.success.float()
+    demos.reward_mode = "sparse"
+
+
+def refuse_other_rewards(demos: Demos, path: Path, reward_mode: str | None) -> None:
+    """UserError where the file holds rewards of another mode than the one that is asked for."""
+    if None not in (reward_mode, demos.reward_mode) and reward_mode != demos.reward_mode:
+        made = "without --reward_source, which makes them from successes" if reward_mode == "sparse" else "or sparse"
+        raise UserError(
+            f"{path} holds {demos.reward_mode} rewards, not {reward_mode}: pass --reward_mode {demos.reward_mode}, "
+            f"{made}, or replay the demonstrations with --record-rewards"
+        )
 
 
 def load_demos(
@@ -181,6 +224,7 @@ def load_demos(
         env_id=info["env_info"]["env_id"],
         control_mode=settings.get("control_mode"),
         max_episode_steps=info["env_info"].get("max_episode_steps"),
+        reward_mode=settings.get("reward_mode"),
     )
 
 
@@ -260,7 +304,7 @@ def read_trajectory(group: Any, where: str, need_rewards: bool, control_mode: st
     if need_rewards and rewards is None:
         raise UserError(
             f"{where} has no rewards, which Stage 2 needs: re-collect with collect_demos.py, replay with "
-            f"--record-rewards, or pass --reward_source sparse_success"
+            f"--record-rewards, or pass --reward_mode sparse"
         )
     check_lengths(where, obs, actions, {**flags, "rewards": rewards} if rewards is not None else flags)
     check_numbers(where, {"obs": obs, "actions": actions, "rewards": rewards})

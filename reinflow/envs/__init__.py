@@ -80,10 +80,13 @@ def torch_env(config: CompleteEnvConfig, num_envs: int, device: torch.device):
 
     limit = {} if config.max_episode_steps is None else {"max_episode_steps": config.max_episode_steps}
     parts = config.obs_mode.split("+")
+    modes = ("normalized_dense", "sparse") if config.env_id == "Toy-v0" else ("normalized_dense",)
+    if config.reward_mode not in modes:
+        raise UserError(f"{config.env_id} does not take --reward_mode {config.reward_mode}: use {' or '.join(modes)}")
     if config.env_id == "Toy-v0":
         if parts != ["state"]:
             raise UserError(f"Toy-v0 has no pictures: use --obs_mode state instead of {config.obs_mode}")
-        return ToyEnv(num_envs, device, config.terminate_on_success, **limit)
+        return ToyEnv(num_envs, device, config.terminate_on_success, config.reward_mode, **limit)
     image = None if parts == ["state"] else ImageSpec(("camera",), 128, 128, "rgb" in parts, "depth" in parts)
     return SyntheticEnv(num_envs, device, image=image, **limit)
 

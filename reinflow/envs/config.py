@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from reinflow.errors import UserError
-from reinflow.types import EnvSpec, canonical_obs_mode
+from reinflow.types import EnvSpec, Objective, canonical_obs_mode
 
-DEFAULTS = {"env_id": "PickCube-v1", "obs_mode": "state", "reward_mode": "normalized_dense"}
+DEFAULTS: dict[str, Any] = {
+    "env_id": "PickCube-v1",
+    "obs_mode": "state",
+    "reward_mode": "normalized_dense",
+    "terminate_on_success": False,
+}
 CONTROL_MODES = {"Toy-v0": "toy", "SyntheticChunk-v0": "synthetic"}
 """control modes of tasks that are not ManiSkill's; those default to pd_ee_delta_pose"""
 BOUND_TO_POLICY = ("env_id", "obs_mode", "control_mode")
@@ -26,11 +31,12 @@ class EnvConfig:
     control_mode: str | None = None
     """what an action means; default pd_ee_delta_pose"""
     reward_mode: str | None = None
-    """normalized_dense (default), dense or sparse"""
+    """normalized_dense, dense or sparse; default is that of the checkpoint, else normalized_dense"""
     max_episode_steps: int | None = None
     """env steps of an episode; default is the task's own limit"""
-    terminate_on_success: bool = False
-    """end episodes at success or failure; off, because a dense reward then punishes finishing"""
+    terminate_on_success: bool | None = None
+    """end episodes at success or failure; default is what the checkpoint's V was trained for, else off, because a
+    dense reward then punishes finishing"""
     sim_backend: Literal["auto", "physx_cuda", "physx_cpu_batched", "physx_cpu"] = "auto"
     """auto: physx_cuda with a GPU, else ManiSkill's batched code on CPU scenes; physx_cpu: stock single envs"""
     num_workers: int | None = None
@@ -38,12 +44,15 @@ class EnvConfig:
     ik: Literal["pin", "geo"] = "pin"
     """inverse kinematics of physx_cpu_batched: `pin` equals stock physx_cpu, `geo` is faster and like physx_cuda's"""
 
-    def completed(self, source: EnvSpec | None = None) -> CompleteEnvConfig:
-        """All None fields filled from `source` or the defaults. UserError where a flag contradicts `source`."""
+    def completed(self, source: EnvSpec | None = None, objective: Objective | None = None) -> CompleteEnvConfig:
+        """All None fields filled from `objective`, `source` or the defaults.
+
+        UserError where a flag contradicts `source`.
+        """
         values: dict[str, Any] = {}
         for field in fields(EnvConfig):
             value = self.canonical(field.name)
-            given = getattr(source, field.name, None)
+            given = getattr(objective, field.name, getattr(source, field.name, None))
             values[field.name] = value
             if value is None:
                 values[field.name] = self.default(field.name) if given is None else given
@@ -53,6 +62,10 @@ class EnvConfig:
                     f"leave the flag out, or train a checkpoint for {value}"
                 )
         return CompleteEnvConfig(**values)
+
+    def settled(self, objective: Objective) -> EnvConfig:
+        """The same flags with what `objective` says of the task, so that a resumed run does not ask a checkpoint."""
+        return replace(self, reward_mode=objective.reward_mode, terminate_on_success=objective.terminate_on_success)
 
     def canonical(self, name: str) -> Any:
         """A field's value; UserError for an observation mode that there isn't."""
@@ -64,7 +77,7 @@ class EnvConfig:
         except ValueError as error:
             raise UserError(f"--obs_mode {value} is unknown: {error}") from None
 
-    def default(self, name: str) -> str | None:
+    def default(self, name: str) -> Any:
         """What an unset field means where nothing else says it."""
         if name == "control_mode":
             return CONTROL_MODES.get(self.env_id or "", "pd_ee_delta_pose")
@@ -79,3 +92,4 @@ class CompleteEnvConfig(EnvConfig):
     obs_mode: str = DEFAULTS["obs_mode"]
     control_mode: str = CONTROL_MODES.get(DEFAULTS["env_id"], "pd_ee_delta_pose")
     reward_mode: str = DEFAULTS["reward_mode"]
+    terminate_on_success: bool = DEFAULTS["terminate_on_success"]

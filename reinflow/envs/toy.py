@@ -27,7 +27,8 @@ EPISODE = 24
 class ToyEnv:
     """A `BatchedEnv`: state is (x, y, goal y), an action is a step in x and y.
 
-    Half of the reward is 1 - distance/3, the other half is for being at the goal: without it precision hardly pays.
+    Half of the dense reward is 1 - distance/3. The other half, the sparse reward, is for being at the goal: without it
+    precision hardly pays.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class ToyEnv:
         num_envs: int,
         device: torch.device | str = "cpu",
         terminate_on_success: bool = False,
+        reward_mode: str = "normalized_dense",
         max_episode_steps: int = EPISODE,
     ):
         self.num_envs = num_envs
@@ -48,7 +50,7 @@ class ToyEnv:
             obs_mode="state",
             control_mode="toy",
             sim_backend="torch",
-            reward_mode="normalized_dense",
+            reward_mode=reward_mode,
             state_dim=3,
             action_low=(-1.0, -1.0),
             action_high=(1.0, 1.0),
@@ -75,7 +77,8 @@ class ToyEnv:
         self.position = after
         distance = (after - self.goal).norm(dim=1)
         success = distance < GOAL_RADIUS
-        reward = 0.5 * (1 - distance / 3) + 0.5 * success
+        sparse = self.spec.reward_mode == "sparse"
+        reward = success.float() if sparse else 0.5 * (1 - distance / 3) + 0.5 * success
         return StepResult(self._obs(), reward, success, success & self.terminate_on_success)
 
     def rebuild(self, seeds: list[int] | None = None) -> None:
