@@ -158,7 +158,7 @@ def open_switches_answered(config_type: type, arguments: Sequence[str]) -> list[
     hints = {name: hint for name, _, hint in flag_owners(config_type)}
     switches = {name for name, hint in hints.items() if hint == (bool | None)}
     words: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name = argument[2:].replace("-", "_") if argument.startswith("--") else ""
         if name in switches and following not in ("True", "False", "None"):
             words += [f"--{name}", "True"]

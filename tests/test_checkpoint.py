@@ -19,7 +19,7 @@ from reinflow.errors import UserError
 from reinflow.policies import build_policy
 from reinflow.policies.spec import PolicySpec
 from reinflow.sealed import seal, unseal
-from reinflow.types import EnvSpec
+from reinflow.types import EnvSpec, Objective
 
 SPEC = PolicySpec(
     family="shortcut", net="mlp", state_dim=3, action_dim=2, obs_horizon=2, act_horizon=2, pred_horizon=4,
@@ -45,6 +45,21 @@ def test_a_policy_comes_back_with_the_same_actions(tmp_path):
     actions = [p.act(obs, generator=torch.Generator().manual_seed(0)) for p in (policy, loaded)]
     assert torch.equal(*actions)
     assert not loaded.training
+
+
+def test_what_v_predicts_comes_back_and_older_files_do_not_say_it(tmp_path):
+    objective = Objective(0.97, "sparse", terminate_on_success=True)
+    path = tmp_path / "best_model.pt"
+    saved(path, objective=objective)
+    assert load_checkpoint(path).objective == objective
+    tensors, description = unseal(path.read_bytes())
+    description = without_seal(description)
+    del description["objective"]
+    path.write_bytes(seal(tensors, description))
+    assert load_checkpoint(path).objective is None
+    path.write_bytes(seal(tensors, description | {"objective": {"gamma": "high", "reward_mode": "sparse"}}))
+    with pytest.raises(UserError, match="gamma is no float"):
+        load_checkpoint(path)
 
 
 def test_what_is_missing_is_named_with_the_stage_that_makes_it(tmp_path):

@@ -24,6 +24,8 @@ class Inner:
     """widths"""
     name: str | None = None
     """a name"""
+    film: bool | None = None
+    """a switch that may be left open"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,18 @@ def test_a_bool_is_a_pair_of_flags():
     assert parse(Config, ["--track"]).inner.track
     assert not parse(Config, ["--track", "--no-track"]).inner.track
     assert not parse(Config, ["--no_track"]).inner.track
+
+
+def test_a_bool_that_may_be_left_open_is_the_same_pair_of_flags():
+    films = {
+        None: [[], ["--film", "None"]],
+        True: [["--film"], ["--film", "True"], ["--film", "--lr", "1"]],
+        False: [["--no-film"], ["--no_film"], ["--film", "False"], ["--film", "--no-film"]],
+    }
+    for wanted, ways in films.items():
+        assert [parse(Config, words).inner.film for words in ways] == [wanted] * len(ways)
+    config = Config(inner=Inner(film=False))
+    assert parse(Config, as_flags(config, Config())) == config
 
 
 def test_tuples_and_none_parse():

@@ -7,6 +7,7 @@ policy's own next chunk instead of V, which is trained to start Stage 3.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,16 @@ def expectile_loss(q: Float[Tensor, "b"], value: Float[Tensor, "b"], expectile: 
     return (weight * gap.square()).mean()
 
 
+def expected_minimum(q: Float[Tensor, "q b"], members: int) -> Float[Tensor, "b"]:
+    """Mean of the minimum over all choices of `members` of the rows of `q`.
+
+    The i-th smallest of n is the minimum of C(n - 1 - i, members - 1) of them.
+    """
+    choices = [math.comb(len(q) - 1 - index, members - 1) for index in range(len(q))]
+    share = torch.tensor(choices, dtype=q.dtype, device=q.device) / sum(choices)
+    return share @ q.sort(0).values
+
+
 class Critics(nn.Module):
     """Q ensemble, its targets, and V, with their optimiser."""
 
@@ -93,7 +104,7 @@ class Critics(nn.Module):
         with torch.no_grad():
             next_q = self.pessimistic(self.target_q(next_cond, next_action))
             target = td_target(self.config.reward_scale * reward, discount, terminated, next_q)
-            behaviour_q = self.pessimistic(self.target_q(cond, action))
+            behaviour_q = self.behaviour_q(cond, action)
         q = self.q(cond, action)
         q_loss = F.mse_loss(q, target.expand_as(q)) * self.config.num_qs
         value = self.value(cond)
@@ -120,10 +131,14 @@ class Critics(nn.Module):
         members = torch.randperm(self.config.num_qs, device=q.device)[: self.config.num_min_qs]
         return q[members].amin(0)
 
+    def behaviour_q(self, cond: Float[Tensor, "b z"], action: Float[Tensor, "b ea"]) -> Float[Tensor, "b"]:
+        """What V is fitted to: `pessimistic` without its chance, which would move all advantages of a batch at once."""
+        return expected_minimum(self.target_q(cond, action), self.config.num_min_qs)
+
     @torch.no_grad()
     def advantage(self, cond: Float[Tensor, "b z"], action: Float[Tensor, "b ea"]) -> Float[Tensor, "b"]:
-        """What V is fitted to, the minimum of random target Qs, minus V."""
-        return self.pessimistic(self.target_q(cond, action)) - self.value(cond)
+        """What V is fitted to, minus V."""
+        return self.behaviour_q(cond, action) - self.value(cond)
 
     def unscaled_value(self) -> ValueNetwork:
         """A copy of V in units of the env's own reward, as Stage 3 uses it."""

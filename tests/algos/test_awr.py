@@ -32,7 +32,7 @@ def test_weights_follow_the_action_whatever_the_state_or_the_trend_of_q_contribu
 
 
 def test_the_advantage_is_that_of_the_qs_which_v_is_fitted_to():
-    # the smallest of both target Qs, before they move, minus V, before it does
+    # the smaller of both target Qs, before they move, minus V, before it does
     critics = Critics(3, 2, CriticConfig(num_qs=2, num_min_qs=2, q_hidden_dim=16, tau=1.0, lr_critic=0.1))
     cond, action, reward = torch.randn(8, 3), torch.randn(8, 2), torch.ones(8)
     never = torch.zeros(8, dtype=torch.bool)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from itertools import combinations
 
 import pytest
 import torch
 
-from reinflow.algos.critics import CriticConfig, Critics, expectile_loss, td_target
+from reinflow.algos.critics import CriticConfig, Critics, expected_minimum, expectile_loss, td_target
 
 
 def test_td_target_by_hand():
@@ -59,6 +60,15 @@ def test_the_minimum_of_all_members_bounds_that_of_two():
     two, all_four = make_critics(num_min_qs=2).pessimistic(q), make_critics(num_min_qs=4).pessimistic(q)
     torch.testing.assert_close(all_four, q.min(0).values)
     assert bool((two >= all_four).all())
+
+
+def test_the_expected_minimum_is_the_mean_over_all_choices():
+    # of 1, 2, 4 two can be (1, 2), (1, 4), (2, 4): minima 1, 1, 2
+    torch.testing.assert_close(expected_minimum(torch.tensor([[2.0], [4.0], [1.0]]), 2), torch.tensor([4 / 3]))
+    q = torch.randn(6, 50)
+    for members in range(1, 7):
+        every = torch.stack([q[list(choice)].amin(0) for choice in combinations(range(6), members)])
+        torch.testing.assert_close(expected_minimum(q, members), every.mean(0))
 
 
 def test_targets_move_by_tau_towards_the_trained_members():

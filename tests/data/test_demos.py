@@ -102,7 +102,7 @@ def bad_file(tmp_path: Path, **changes) -> Path:
 NAN = np.full((STEPS, ACTION), np.nan, np.float32)
 BAD_EPISODES = {
     "NaN": ({"actions": NAN}, "traj_1, actions holds NaN"),
-    "no rewards": ({"rewards": None}, "traj_1 has no rewards.*--reward_source sparse_success"),
+    "no rewards": ({"rewards": None}, "traj_1 has no rewards.*--reward_mode sparse"),
     "no observations": ({"obs": None}, "traj_1 has no obs"),
     "one observation short": ({"obs": np.zeros((STEPS, STATE), np.float32)}, "traj_1 has obs .5, 3.*one row more"),
     "rewards of another length": ({"rewards": np.zeros(2, np.float32)}, r"traj_1, rewards has shape \(2,\) for 5"),
@@ -160,23 +160,80 @@ def test_more_demos_than_there_are_is_refused(tmp_path):
         load_demos(written(tmp_path), num_demos=2)
 
 
-def test_sparse_success_replaces_missing_rewards(tmp_path):
-    path = written(tmp_path, episode(rewards=None))
-    config = DemoConfig(demo_path=str(path), reward_source="sparse_success")
-    demos = open_demos(config, SimpleNamespace(**RULES), need_rewards=True)
+def opened(path: Path, source: str | None = None, reward_mode: str | None = None, **rules: object) -> Demos:
+    config = DemoConfig(demo_path=str(path), reward_source=source)
+    return open_demos(config, SimpleNamespace(**RULES | rules), need_rewards=True, reward_mode=reward_mode)
+
+
+@pytest.mark.parametrize(("source", "mode"), [("sparse_success", None), (None, "sparse"), ("sparse_success", "sparse")])
+@pytest.mark.parametrize("recorded", [None, np.ones(STEPS, np.float32)], ids=["no rewards", "dense rewards"])
+def test_sparse_rewards_are_made_from_recorded_successes(tmp_path, source, mode, recorded):
+    demos = opened(written(tmp_path, episode(rewards=recorded)), source, mode)
     # the last two of five steps succeed
     assert demos.trajectories[0].rewards.tolist() == [0, 0, 0, 1, 1]
+    assert demos.reward_mode == "sparse"
 
 
-def test_without_termination_at_success_no_recorded_step_is_terminal(tmp_path):
-    config = DemoConfig(demo_path=str(written(tmp_path)))
-    kept = open_demos(config, SimpleNamespace(**RULES)).trajectories[0]
+def test_recorded_sparse_rewards_stay_since_a_task_may_take_one_off_for_a_failure(tmp_path):
+    rewards = np.array([0, -1, 0, 1, 1], np.float32)
+    path = written(tmp_path, episode(rewards=rewards))
+    describe(path, reward_mode="sparse")
+    for mode in (None, "sparse"):
+        assert opened(path, reward_mode=mode).trajectories[0].rewards.tolist() == rewards.tolist()
+
+
+def test_rewards_of_another_mode_are_refused(tmp_path):
+    path = written(tmp_path)
+    assert opened(path).reward_mode == opened(path, reward_mode="normalized_dense").reward_mode == "normalized_dense"
+    with pytest.raises(UserError, match="holds normalized_dense rewards, not dense: pass --reward_mode normalized_de"):
+        opened(path, reward_mode="dense")
+    with pytest.raises(UserError, match="holds normalized_dense rewards, not sparse"):
+        opened(path, "recorded", "sparse")
+    with pytest.raises(UserError, match="sparse_success contradicts --reward_mode dense"):
+        opened(path, "sparse_success", "dense")
+    describe(path)  # says nothing of its rewards, as many recordings
+    assert opened(path, reward_mode="dense").reward_mode is None
+
+
+def test_sparse_rewards_need_a_recorded_success(tmp_path):
+    never = episode(success=np.zeros(STEPS, bool))
+    assert opened(written(tmp_path, never, episode()), reward_mode="sparse").trajectories[0].rewards.sum() == 0
+    with TrajectoryWriter(tmp_path / "failures.h5", INFO, SOURCE) as writer:
+        writer.add(never, seed=0, control_mode="pd_ee_delta_pose")
+    with pytest.raises(UserError, match="marks no step as a success"):
+        opened(tmp_path / "failures.h5", reward_mode="sparse")
+    with h5py.File(tmp_path / "failures.h5", "a") as file:
+        del file["traj_0/success"]
+    with pytest.raises(UserError, match="traj_0 has no success"):
+        opened(tmp_path / "failures.h5", reward_mode="sparse")
+
+
+def describe(path: Path, **settings: str) -> None:
+    """Replace what the description says of the rewards."""
+    beside = path.with_suffix(".json")
+    info = json.loads(beside.read_text())
+    del info["env_info"]["env_kwargs"]["reward_mode"]
+    info["env_info"]["env_kwargs"] |= settings
+    beside.write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize("marked", [True, False], ids=["marked as terminated", "recorded without terminations"])
+def test_without_termination_at_success_no_recorded_step_is_terminal(tmp_path, marked):
+    path = written(tmp_path, episode() if marked else episode(terminated=np.zeros(STEPS, bool)))
+    kept = opened(path).trajectories[0]
     assert len(kept) == 5
     assert not kept.terminated.any()
-    cut = open_demos(config, SimpleNamespace(**RULES | {"terminate_on_success": True})).trajectories[0]
+    cut = opened(path, terminate_on_success=True, reward_mode="sparse").trajectories[0]
     # the fourth step is the first that succeeds
-    assert cut.terminated.tolist() == [False, False, False, True]
+    assert cut.terminated.tolist() == cut.success.tolist() == [False, False, False, True]
+    assert cut.rewards.tolist() == [0, 0, 0, 1]
     assert len(cut.obs) == 5
+
+
+def test_an_episode_that_ends_at_success_also_ends_at_a_recorded_failure(tmp_path):
+    failed = np.array([False, True, False, False, False])
+    cut = opened(written(tmp_path, episode(terminated=failed)), terminate_on_success=True).trajectories[0]
+    assert cut.terminated.tolist() == [False, True]
 
 
 def test_demos_longer_than_an_episode_are_warned_about():
