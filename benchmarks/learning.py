@@ -41,10 +41,13 @@ class Clone:
     flags: tuple[str, ...] = ()
     """of Stage 1, besides the quick start's preset"""
     net: str = "mlp"
+    collecting: tuple[str, ...] = ()
+    """flags of Stage 0"""
 
     @property
     def name(self) -> str:
-        return f"{self.env_id}-{self.net}"
+        words = [self.env_id, self.net, *(word.strip("-") for word in self.collecting)]
+        return "-".join(words)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ ABLATION_STEPS = 95_000
 
 UNET = Clone(net="unet", flags=("--net", "unet", "--unet_dims", "32", "64", "128", "--total_iters", "2500"))
 """a quarter of the default's parameters, which is what a core trains in minutes"""
+MIXED = Clone(num_demos=60, collecting=("--action_noise", "0.5", "--no_only_success"))
+"""demonstrations of mixed quality, failures among them: what Stage 2 could tell apart"""
 SUITES: dict[str, list[Recipe]] = {
     "pick": [Recipe("pick-mlp", 1_250_000), Recipe("pick-unet", 600_000, UNET)],
     "tasks": [
@@ -72,6 +77,11 @@ SUITES: dict[str, list[Recipe]] = {
         Recipe("pull", 300_000, Clone("PullCube-v1")),
         Recipe("stack", 600_000, Clone("StackCube-v1")),
         Recipe("lift", 600_000, Clone("LiftPegUpright-v1")),
+    ],
+    "stage2": [
+        Recipe(f"{data} {how} Stage 2", ABLATION_STEPS, clone, weighted=how == "with")
+        for data, clone in (("expert-20", Clone()), ("mixed-60", MIXED))
+        for how in ("with", "without")
     ],
     "ablation": [
         Recipe("default", ABLATION_STEPS),
@@ -105,7 +115,8 @@ class Lab:
         common = ["--preset", "quickstart", "--demo_path", str(demos)]
         if not demos.exists():
             command = ["collect_demos.py", "--env_id", clone.env_id, "--num_demos", str(clone.num_demos)]
-            self.call([*command, "--seed", str(1000 * seed), "--output", str(demos)], folder / "demos.log")
+            command += [*clone.collecting, "--seed", str(1000 * seed), "--output", str(demos)]
+            self.call(command, folder / "demos.log")
         self.train("train_shortcut_flow.py", folder / "stage1", seed, [*common, "--env_id", clone.env_id, *clone.flags])
         source = ["--pretrained_path", str(folder / "stage1")]
         self.train("train_aw_shortcut_flow.py", folder / "stage2", seed, [*common, *source])
