@@ -1,10 +1,10 @@
-"""Alarms of Stage 3, one per cause."""
+"""Alarms of training, one per cause."""
 
 from __future__ import annotations
 
 import pytest
 
-from reinflow.loops import worries
+from reinflow.loops import offline_worries, worries
 
 HEALTHY = {
     "charts/critic_warmup": 0.0,
@@ -36,3 +36,9 @@ def test_each_limit_has_a_sentence_with_the_fix(name, value, word):
 def test_a_critic_in_warm_up_may_still_be_wrong():
     warmup = {"charts/critic_warmup": 1.0, "losses/explained_variance": -0.5}
     assert worries(warmup) == []
+
+
+def test_clipped_weights_are_an_alarm_where_they_are_the_most():
+    assert offline_worries({"losses/weights_clipped": 0.5}) == []
+    (sentence,) = offline_worries({"losses/weights_clipped": 0.51})
+    assert "--beta" in sentence
