@@ -97,7 +97,7 @@ def main(config: Config) -> None:
             learner = AdvantageWeightedRegression(
                 policy, config.bc, config.awr, config.critics, config.offline.total_iters
             )
-            with filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed) as camera:
+            with filming(config.run, env.spec, settled.env, policy, config.evaluation.eval_seed) as camera:
                 OfflineRun(
                     learner,
                     dataset.sample_transitions,

@@ -101,7 +101,7 @@ def main(config: Config) -> None:
             )
             if warning := agent.load_critic(checkpoint, config.pretrained_path, objective):
                 run.alarm(warning)
-            camera = envs.enter_context(filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed))
+            camera = envs.enter_context(filming(config.run, env.spec, settled.env, policy, config.evaluation.eval_seed))
             if config.acceleration.cuda_graphs and (run.device.type != "cuda" or distributed.active()):
                 run.alarm("--cuda_graphs does nothing without a GPU, or with several processes")
             agent.accelerate_(config.acceleration)
