@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,8 +30,6 @@ FORMAT_VERSION = 2
 BEST, MODEL = "best_model.pt", "model.safetensors"
 POLICY, CRITIC = "policy.", "critic."
 """what the names of a file's tensors start with"""
-KINDS: dict[str, type] = {"int": int, "str": str, "float": float, "bool": bool}
-"""of fields, by the name of their type"""
 LEGACY_MAGICS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")
 """first bytes of what torch.save writes"""
 MAKE_ONE = "Stage 1 makes one (python train_shortcut_flow.py --demo_path ...), later stages continue from it"
@@ -132,7 +131,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
             env_spec=env_spec_from(typed(description, "env_spec", dict)),
             policy_state=without_prefix(on_device, POLICY),
             critic_state=without_prefix(on_device, CRITIC) if typed(description, "has_critic", bool) else None,
-            objective=objective_from(description.get("objective")),
+            objective=objective_from(typed(description, "objective", dict | None)),
             extra=typed(description, "extra", dict),
             meta=typed(description, "meta", dict),
         )
@@ -162,10 +161,10 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from None
 
 
-def typed(description: dict[str, Any], name: str, kind: type) -> Any:
+def typed(description: dict[str, Any], name: str, kind: type | UnionType) -> Any:
     value = description.get(name)
     if not isinstance(value, kind):
-        raise TypeError(f"{name} is no {kind.__name__}")
+        raise TypeError(f"{name} is no {getattr(kind, '__name__', kind)}")
     return value
 
 
@@ -176,8 +175,9 @@ def env_spec_from(data: dict[str, Any]) -> EnvSpec:
     if image is not None:
         image = ImageSpec(**{**image, "cameras": tuple(image["cameras"])})
     spec = EnvSpec(**{**data, "action_low": low, "action_high": high, "image": image, "still": still})
+    kinds = {"int": int, "str": str}
     for one in fields(EnvSpec):
-        kind = KINDS.get(str(one.type))
+        kind = kinds.get(str(one.type))
         if kind is not None and not isinstance(getattr(spec, one.name), kind):
             raise TypeError(f"{one.name} is no {one.type}")
     if len(low) != len(high) or not all(isinstance(bound, float) and math.isfinite(bound) for bound in low + high):
@@ -186,10 +186,11 @@ def env_spec_from(data: dict[str, Any]) -> EnvSpec:
 
 
 def objective_from(data: dict[str, Any] | None) -> Objective | None:
-    """TypeError if a field is missing, unknown or of another kind."""
+    """KeyError, TypeError or ValueError if a field is missing or of another kind."""
     if data is None:
         return None
-    return Objective(**{one.name: typed(data, one.name, KINDS[str(one.type)]) for one in fields(Objective)})
+    mode, ends = typed(data, "reward_mode", str), typed(data, "terminate_on_success", bool)
+    return Objective(float(data["gamma"]), mode, ends)
 
 
 def without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -57,8 +57,8 @@ def test_what_v_predicts_comes_back_and_older_files_do_not_say_it(tmp_path):
     del description["objective"]
     path.write_bytes(seal(tensors, description))
     assert load_checkpoint(path).objective is None
-    path.write_bytes(seal(tensors, description | {"objective": {"gamma": "high", "reward_mode": "sparse"}}))
-    with pytest.raises(UserError, match="gamma is no float"):
+    path.write_bytes(seal(tensors, description | {"objective": {"gamma": 0.97, "reward_mode": 3}}))
+    with pytest.raises(UserError, match="reward_mode is no str"):
         load_checkpoint(path)
 
 
