@@ -46,6 +46,8 @@ class Config:
     evaluation: Flat[EvalConfig] = field(default_factory=lambda: EvalConfig(eval_seed=FIRST_SEED))
     num_inference_steps: tuple[int, ...] = ()
     """denoising steps to evaluate, one evaluation each; empty takes the checkpoint's own number"""
+    initial_noise_scale: float | None = None
+    """std of the noise x_0 that a flow starts from, 0 to 1; None takes the checkpoint's"""
     capture_video: bool = False
     """film the policy, which needs a Vulkan driver"""
     num_video_envs: int = 9
@@ -130,6 +132,7 @@ def loaded(path: Path, config: Config) -> tuple[Policy, EnvSpec]:
     from reinflow.run import pick_device
 
     policy, checkpoint = load_policy(path, pick_device(config.cuda))
+    policy.spec = policy.spec.starting_with(config.initial_noise_scale)
     return policy, checkpoint.env_spec
 
 
@@ -163,7 +166,7 @@ def evaluated(policy: Policy, task: EnvSpec, config: Config, steps: Sequence[int
             if warning := policy.steps_warning(num_steps):
                 print(f"warning: {warning}")
             results[num_steps] = evaluate(policy, env, num_inference_steps=num_steps, **config.evaluation.settings)
-            row = row_of(num_steps, results[num_steps])
+            row = row_of(num_steps, spec.initial_noise_scale, results[num_steps])
             print(
                 f"{num_steps:>3} {row['success_once']:>12.3f} {row['success_at_end']:>7.3f} {row['return']:>8.2f} "
                 f"{row['episode_len']:>7.1f} {row['policy_calls_per_second']:>8.1f}"
@@ -171,10 +174,11 @@ def evaluated(policy: Policy, task: EnvSpec, config: Config, steps: Sequence[int
     return results
 
 
-def row_of(num_steps: int, result: Evaluation) -> dict[str, Any]:
+def row_of(num_steps: int, initial_noise_scale: float, result: Evaluation) -> dict[str, Any]:
     """What is written of one evaluation."""
     return {
         "num_inference_steps": num_steps,
+        "initial_noise_scale": initial_noise_scale,
         "episodes": len(result.length),
         **{name.removeprefix("eval/"): value for name, value in result.metrics().items()},
         "policy_calls_per_episode": result.calls_per_episode,

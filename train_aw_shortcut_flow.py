@@ -69,7 +69,8 @@ def main(config: Config) -> None:
     with Run.open(
         config.run, name=name, full_config=settled, total=config.offline.total_iters, unit="iterations"
     ) as run:
-        chosen = checkpoint.policy_spec if checkpoint else config.policy
+        pretrained = checkpoint and checkpoint.policy_spec.starting_with(config.policy.initial_noise_scale)
+        chosen = pretrained or config.policy
         horizons = {"act_horizon": chosen.act_horizon, "obs_horizon": chosen.obs_horizon}
         gamma = objective.gamma
         eval_envs = config.evaluation.envs if distributed.leads() else 1
@@ -77,7 +78,7 @@ def main(config: Config) -> None:
         env = make_env(env_config, num_envs=eval_envs, builds=builds, gamma=gamma, device=run.device, **horizons)
         with closing(env):
             demos.check_fit(env.spec)
-            spec = checkpoint.policy_spec if checkpoint else config.policy.for_env(env.spec, config.num_inference_steps)
+            spec = pretrained or config.policy.for_env(env.spec, config.num_inference_steps)
             spec.check_fits(env.spec)
             dataset = ChunkDataset(
                 demos,

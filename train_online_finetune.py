@@ -32,6 +32,8 @@ class Config:
     """checkpoint of Stage 1 or 2: a file or a run directory (its best_model.pt)"""
     num_inference_steps: int | None = None
     """denoising steps K that are fine-tuned; None takes the checkpoint's"""
+    initial_noise_scale: float | None = None
+    """std of the noise x_0 that chains start from, 0 to 1; None takes the checkpoint's"""
     freeze_visual_encoder: bool = False
     """keep an image encoder fixed: pictures are encoded once per decision and not stored"""
     asymmetric_critic: bool = False
@@ -69,7 +71,7 @@ def main(config: Config) -> None:
     with Run.open(
         config.run, name=name, full_config=settled, total=config.online.total_timesteps, unit="env_steps"
     ) as run:
-        policy = build_policy(checkpoint.policy_spec).to(run.device)
+        policy = build_policy(checkpoint.policy_spec.starting_with(config.initial_noise_scale)).to(run.device)
         load_state_(policy, checkpoint.policy_state, f"the policy of {config.pretrained_path}")
         settings = {
             "act_horizon": policy.spec.act_horizon,

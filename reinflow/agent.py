@@ -147,6 +147,11 @@ class ReinFlowAgent(nn.Module):
         self.scored = scored_dims(
             self.actor.num_steps, spec.pred_horizon, spec.executed, varies, self.config.scored
         ).to(self.scored.device)
+        if self.config.count_initial_noise and spec.initial_noise_scale == 0:
+            raise UserError(
+                "--count_initial_noise counts the Gaussians of x_0, and --initial_noise_scale 0 leaves none: "
+                "raise the scale (--preset official takes 1) or leave the count out"
+            )
         initial = self.config.count_initial_noise * spec.pred_horizon * spec.action_dim
         self.num_scored = int(self.scored.sum()) + initial
 

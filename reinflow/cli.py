@@ -24,6 +24,7 @@ from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
+from reinflow.compatibility import completed
 from reinflow.errors import UserError
 
 __all__ = ["Flat", "as_flags", "flat_fields", "parse", "run_script", "with_flags"]
@@ -191,6 +192,7 @@ def saved_config(config_type: type[C], run_dir: Path) -> C:
     try:
         saved = json.loads((run_dir / "config.json").read_text())["flags"]
         defaults = dict(flat_fields(config_type()))
+        saved = completed(saved, defaults)
         flags = {name: tuple(value) if isinstance(defaults[name], tuple) else value for name, value in saved.items()}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"--resume {run_dir} is not a run of this script and version: check its config.json") from None

@@ -7,7 +7,7 @@ rhythm and logs may change (FREE); anything else needs `--allow_changes`, which 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ FREE = frozenset({
     "runs_dir", "exp_name", "resume", "overwrite", "allow_changes", "num_threads", "num_workers",
 })  # fmt: skip
 """flags that may change; a longer run follows the learning rate and noise of its new length"""
+
+FLAGS_ADDED_LATER = {"initial_noise_scale": 1.0}
+"""flags that a run may lack because it is older than they are, and what it did without them"""
 
 Difference = tuple[str, str, str]
 """what, in the run, now"""
@@ -36,9 +39,14 @@ def source_digest() -> str:
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """Rows for two descriptions of a run (config.json) that differ in what decides its numbers."""
-    found = compared(before.get("flags", {}), now["flags"], "--", FREE)
+    found = compared(completed(before.get("flags", {}), now["flags"]), now["flags"], "--", FREE)
     found += compared(before.get("versions", {}), now["versions"], "version of ")
     return found + compared(before, {name: now[name] for name in ("source", "device")})
+
+
+def completed(flags: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """A run's flags, with those of the `known` ones that came after it."""
+    return {name: value for name, value in FLAGS_ADDED_LATER.items() if name in known} | dict(flags)
 
 
 def compared(

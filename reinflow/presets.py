@@ -13,9 +13,12 @@ FAST_NET: Preset = {"net": "mlp", "obs_horizon": 1, "act_horizon": 4, "pred_hori
 
 GUIDE_HORIZONS: Preset = {"obs_horizon": 2, "act_horizon": 8, "pred_horizon": 16, "num_inference_steps": 8}
 
+FULL_NOISE: Preset = {"initial_noise_scale": 1.0}
+"""x_0 ~ N(0, I) whatever the default: what the guide and the paper's own code do"""
+
 CLONING_PRESETS: dict[str, Preset] = {
     "default": {},
-    "guide": {**GUIDE_HORIZONS, "net": "unet"},
+    "guide": {**GUIDE_HORIZONS, **FULL_NOISE, "net": "unet"},
     "pictures": {
         **FAST_NET,
         "obs_mode": "rgb",
@@ -41,13 +44,14 @@ CLONING_PRESETS: dict[str, Preset] = {
 
 WEIGHTED_PRESETS: dict[str, Preset] = {
     "default": {},
-    "guide": {"gamma": 0.99},
+    "guide": {**FULL_NOISE, "gamma": 0.99},
     "quickstart": {"total_iters": 800, "lr": 1e-4, "tau": 0.05, "eval_freq": 0, "save_freq": 0},
 }
 
 ONLINE_PRESETS: dict[str, Preset] = {
     "default": {},
     "guide": {
+        **FULL_NOISE,
         "num_envs": 16,
         "rollout_steps": 128,
         "minibatch_size": 64,
@@ -67,7 +71,13 @@ ONLINE_PRESETS: dict[str, Preset] = {
         "noise_decay_type": "linear",
         "noise_decay_steps": 500_000,
     },
-    "official": {"logprob_reduction": "mean", "clip_ratio": 0.01, "scored": "all", "count_initial_noise": True},
+    "official": {
+        **FULL_NOISE,
+        "logprob_reduction": "mean",
+        "clip_ratio": 0.01,
+        "scored": "all",
+        "count_initial_noise": True,
+    },
     "quickstart": {"total_timesteps": 500_000, "eval_freq": 4, "save_freq": 0},
     "pictures": {
         "freeze_visual_encoder": True,

@@ -44,8 +44,13 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return self.action_normalizer.shift.device
 
+    def start_from(self, noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
+        """x_0 of standard normal `noise`."""
+        return self.spec.initial_noise_scale * noise
+
     def initial_noise(self, rows: int, generator: torch.Generator | None = None) -> Float[Tensor, "b h a"]:
-        return torch.randn(rows, *self.spec.chunk_shape, generator=generator, device=self.device)
+        """Drawn x_0; a scale of 0 draws as many numbers as any other."""
+        return self.start_from(torch.randn(rows, *self.spec.chunk_shape, generator=generator, device=self.device))
 
     def act(
         self,
@@ -56,12 +61,11 @@ class Policy(nn.Module):
     ) -> Float[Tensor, "b e a"]:
         """Actions in env units without exploration noise.
 
-        The chain starts from standard normal `noise`, or from what `generator` draws.
+        The chain starts from standard normal `noise`, times the spec's scale, or from what `generator` draws.
         """
         cond = self.encode(obs)
-        return self.to_action(
-            self.sample(cond, self.initial_noise(len(cond), generator) if noise is None else noise, num_steps)
-        )
+        x_0 = self.initial_noise(len(cond), generator) if noise is None else self.start_from(noise)
+        return self.to_action(self.sample(cond, x_0, num_steps))
 
     def sample(
         self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"], num_steps: int | None = None

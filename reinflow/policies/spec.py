@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from reinflow.errors import UserError
@@ -15,8 +15,12 @@ ADDED_LATER = {
     "max_depth": 2.0,
     "max_denoising_steps": 8,
     "step_size_mode": "power2",
+    "initial_noise_scale": 1.0,
 }
 """fields that a checkpoint may lack because it is older than they are, and what it meant without them"""
+
+INITIAL_NOISE_SCALES = {"shortcut": 1.0, "reflow": 1.0}
+"""what a new policy of a family starts its chains with; 1 where a family is not listed"""
 
 
 def executed_slice(obs_horizon: int, act_horizon: int) -> slice:
@@ -58,10 +62,15 @@ class PolicyConfig:
     """N of the shortcut family: the smallest bootstrapped step is 1/N"""
     step_size_mode: Literal["power2", "uniform", "fixed"] = "power2"
     """step sizes that it trains: 1/2^i, 1/n for any n up to N, or 1/N alone"""
+    initial_noise_scale: float | None = None
+    """std of the noise x_0 that a flow starts from when it acts, 0 to 1; cloning draws it with std 1 all the same.
+    None is the family's, or in later stages the checkpoint's"""
 
     def for_env(self, env: EnvSpec, num_inference_steps: int) -> PolicySpec:
         """The complete spec for a task."""
         own = {field.name: getattr(self, field.name) for field in fields(PolicyConfig)}
+        if self.initial_noise_scale is None:
+            own["initial_noise_scale"] = INITIAL_NOISE_SCALES.get(self.family, 1.0)
         return PolicySpec(
             **own,
             state_dim=env.state_dim,
@@ -75,6 +84,8 @@ class PolicyConfig:
 class PolicySpec(PolicyConfig):
     """A `PolicyConfig` together with the task's dimensions: all that `build_policy` needs."""
 
+    initial_noise_scale: float = 1.0
+    """std of the noise x_0 that a flow starts from when it acts; 1 means nothing to a Gaussian, which has no x_0"""
     state_dim: int = 1
     """numbers in one state observation"""
     action_dim: int = 1
@@ -110,6 +121,14 @@ class PolicySpec(PolicyConfig):
             raise UserError(f"--max_denoising_steps {self.max_denoising_steps} must be at least 1")
         if self.max_depth <= 0 or self.visual_feature_dim < 1:
             raise UserError("--max_depth and --visual_feature_dim must be positive")
+        if not 0 <= self.initial_noise_scale <= 1:
+            raise UserError(f"--initial_noise_scale {self.initial_noise_scale} must be from 0 to 1")
+        if self.family == "gaussian" and self.initial_noise_scale != 1:
+            raise UserError("--initial_noise_scale is for flows: a gaussian policy starts from no noise, leave it out")
+
+    def starting_with(self, initial_noise_scale: float | None) -> PolicySpec:
+        """This spec with another scale of x_0; None keeps its own."""
+        return self if initial_noise_scale is None else replace(self, initial_noise_scale=initial_noise_scale)
 
     def check_fits(self, env: EnvSpec) -> None:
         """UserError where a task observes or takes other things than this policy was made for."""

@@ -159,3 +159,15 @@ def test_a_restored_learner_continues_bit_identically(make_policy: MakePolicy):
         learner.update(transitions(learner.policy))
     for one, other in ((first.policy, second.policy), (first.critics, second.critics)):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_the_next_action_of_the_target_starts_from_the_policys_own_scale(make_policy: MakePolicy, monkeypatch):
+    learner = make_learner(make_policy(initial_noise_scale=0.0), 1.0)
+    rows = transitions(learner.policy, rows=8)
+    average = learner.ema.module
+    centre = average.sample(average.encode(rows.next_obs), torch.zeros(8, *learner.policy.spec.chunk_shape))
+    given: list[torch.Tensor] = []
+    update = learner.critics.update
+    monkeypatch.setattr(learner.critics, "update", lambda *arguments: given.append(arguments[-1]) or update(*arguments))
+    learner.update(rows)
+    assert torch.equal(given[0], learner.executed(centre.clamp(-1, 1)))
