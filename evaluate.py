@@ -74,7 +74,8 @@ def evaluate_one(config: Config) -> None:
     folder = Path(config.output_dir or path.parent)
     policy, task = loaded(path, config)
     results = evaluated(policy, task, config, config.num_inference_steps or (policy.spec.num_inference_steps,))
-    rows = [row_of(num_steps, result) for num_steps, result in results.items()]
+    scale = policy.spec.initial_noise_scale
+    rows = [row_of(num_steps, scale, result) for num_steps, result in results.items()]
     write_results(rows, config, path, folder, asdict(task))
     if config.capture_video:
         write_film(folder / "evaluation.mp4", filmed(policy, task, config))
@@ -95,8 +96,8 @@ def compare(config: Config, first: str, second: str) -> None:
     folder = Path(config.output_dir or paths[1].parent)
     results = [evaluated(policy, task, config, (policy.spec.num_inference_steps,)) for policy, task in pairs]
     rows = [
-        {"checkpoint": str(path), **row_of(num_steps, result)}
-        for path, one in zip(paths, results, strict=True)
+        {"checkpoint": str(path), **row_of(num_steps, policy.spec.initial_noise_scale, result)}
+        for path, (policy, _), one in zip(paths, pairs, results, strict=True)
         for num_steps, result in one.items()
     ]
     differences = paired(*(result for one in results for result in one.values()))

@@ -106,6 +106,7 @@ def main(config: Config) -> None:
                     env,
                     config.offline,
                     config.evaluation,
+                    overview=dataset.overview(),
                     evaluate_first=checkpoint is not None,
                     objective=objective,
                     critic_state=lambda: learner.critics.unscaled_value().state_dict(),

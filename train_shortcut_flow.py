@@ -82,6 +82,7 @@ def main(config: Config) -> None:
                     env,
                     config.offline,
                     config.evaluation,
+                    overview=dataset.overview(),
                     evaluate_first=False,
                     camera=camera,
                 ).train()

@@ -235,10 +235,14 @@ def flat_fields(config: Any) -> Iterator[tuple[str, Any]]:
 
 def as_flags(config: Any, base: Any) -> list[str]:
     """The command-line words that turn `base` into `config`."""
+    pairs = zip(flat_fields(config), flat_fields(base), strict=True)
+    return as_words({name: value for (name, value), (_, old) in pairs if value != old})
+
+
+def as_words(flags: Mapping[str, Any]) -> list[str]:
+    """Flags by name as command-line words."""
     words: list[str] = []
-    for (name, value), (_, old) in zip(flat_fields(config), flat_fields(base), strict=True):
-        if value == old:
-            continue
+    for name, value in flags.items():
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")
         elif isinstance(value, (tuple, list)):

@@ -13,9 +13,12 @@ import torch
 from reinflow import distributed
 from reinflow.algos.bc import BehaviorCloning
 from reinflow.checkpoint import Checkpoint
+from reinflow.data.chunks import Batch
 from reinflow.evaluation import EvalConfig
 from reinflow.keeper import Keeper, fitting
-from reinflow.loops import Diverged, OfflineConfig, OfflineState, offline
+from reinflow.loops import Diverged, Metrics, OfflineConfig, OfflineState, offline
+from reinflow.policies.flow import FlowPolicy
+from reinflow.policies.spread import action_spread
 from reinflow.run import Run
 from reinflow.types import ChunkEnv, Objective
 from reinflow.videos import Camera
@@ -33,13 +36,15 @@ class OfflineRun:
         config: OfflineConfig,
         evaluation: EvalConfig,
         *,
+        overview: Batch | None = None,
         evaluate_first: bool,
         objective: Objective | None = None,
         critic_state: Callable[[], dict[str, torch.Tensor]] | None = None,
         camera: Camera | None = None,
     ):
-        """`evaluate_first` makes the policy that it starts from the first candidate for `best_model.pt`.
+        """`overview` are windows of the demonstrations at which the trained policy's spread over x_0 is measured.
 
+        `evaluate_first` makes the policy that it starts from the first candidate for `best_model.pt`.
         `critic_state` gives the critic that goes with the best policy in the end, one of `objective`.
         """
         self.learner = learner
@@ -48,6 +53,7 @@ class OfflineRun:
         self.env = env
         self.config = config
         self.objective = objective
+        self.overview = overview
         self.critic_state = critic_state
         self.state = OfflineState(evaluated=not evaluate_first)
         self.batch_size = distributed.share(config.batch_size, "batch_size")
@@ -95,9 +101,20 @@ class OfflineRun:
             self.config,
             self.run,
             state=self.state,
-            on_eval=lambda count: self.keeper.evaluate(self.learner.ema.module, count),
+            on_eval=self._evaluate,
             on_save=self.keeper.save,
         )
+
+    def _evaluate(self, count: int) -> Metrics:
+        policy = self.learner.ema.module
+        metrics = self.keeper.evaluate(policy, count)
+        over = metrics and count >= self.config.total_iters
+        if self.overview is None or not over or not isinstance(policy, FlowPolicy):
+            return metrics
+        spread = action_spread(policy, self.overview.obs, self.overview.chunk)
+        if sentence := spread.warning(policy.spec.initial_noise_scale):
+            self.run.alarm(sentence)
+        return metrics | spread.metrics()
 
     def _go_back(self, training: dict[str, Any]) -> None:
         with fitting(self.run.dir):

@@ -17,7 +17,8 @@ from reinflow.data.demos import Demos
 from reinflow.data.pictures import open_store
 from reinflow.types import Obs, StillAction
 
-PICTURES_FOR_STATISTICS = 256
+FOR_STATISTICS = 256
+"""pictures, and windows, of an even choice"""
 
 
 @dataclass
@@ -86,8 +87,12 @@ class ChunkDataset:
         """All recorded states and actions, without padding, and pictures of an even choice, for fitting normalisers."""
         if self.pictures is None:
             return self.obs, self.recorded_actions, None
-        chosen = torch.linspace(0, len(self.obs) - 1, min(PICTURES_FOR_STATISTICS, len(self.obs)), device=self.device)
-        return self.obs, self.recorded_actions, self.pictures.gather(chosen.long()[:, None])
+        chosen = self._evenly(len(self.obs))
+        return self.obs, self.recorded_actions, self.pictures.gather(chosen[:, None])
+
+    def overview(self) -> Batch:
+        """An even choice of the windows, always the same."""
+        return self.window(self._evenly(len(self)))
 
     def sample(self, batch: int, generator: torch.Generator | None = None) -> Batch:
         return self.window(self._draw(batch, generator))
@@ -114,6 +119,9 @@ class ChunkDataset:
 
     def _history(self, rows: Int[Tensor, "b o"]) -> Obs:
         return {"state": self.obs[rows], **(self.pictures.gather(rows) if self.pictures else {})}
+
+    def _evenly(self, total: int) -> Int[Tensor, "m"]:
+        return torch.linspace(0, total - 1, min(FOR_STATISTICS, total), device=self.device).long()
 
     def _draw(self, batch: int, generator: torch.Generator | None) -> Int[Tensor, "b"]:
         return torch.randint(len(self), (batch,), generator=generator, device=self.device)
