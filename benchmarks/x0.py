@@ -43,12 +43,12 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     policy, checkpoint = load_policy(args.checkpoint, "cpu")
-    config = PPOConfig(gae_lambda=1.0)
+    config = PPOConfig(gae_lambda=1.0, minibatch_size=64)
     horizons = {"act_horizon": policy.spec.act_horizon, "obs_horizon": policy.spec.obs_horizon}
     task = replace(EnvConfig(), num_workers=0).completed(checkpoint.env_spec)
     with closing(make_env(task, args.states, gamma=config.gamma, **horizons)) as env:
         agent = ReinFlowAgent.from_policy(policy, config)
-        rows = [played(agent, env, case, args.repeats) for case in CASES]
+        rows = [played(agent, env, case, args.repeats if any(CASES[case]) else 2) for case in CASES]
         rows += [explained(agent, env, scale, args.rounds, args.decisions) for scale in (0.0, 1.0)]
     given = {row["case"]: row["variance_given_state"] for row in rows if "variance_given_state" in row}
     share = given["noise"] / max(given["both"], 1e-12)

@@ -50,7 +50,9 @@ def succeed(folder: Path, *command: str) -> str:
 
 def documented() -> set[str]:
     """Names in docs/metrics.md."""
-    return set(re.findall(r"`((?:eval|rollout|losses|charts|time)/\w+)`", (ROOT / "docs/metrics.md").read_text()))
+    return set(
+        re.findall(r"`((?:eval|rollout|losses|policy|charts|time)/\w+)`", (ROOT / "docs/metrics.md").read_text())
+    )
 
 
 def metrics(folder: Path) -> list[dict]:

@@ -1,8 +1,8 @@
-"""How far x_0 moves a flow's actions, and whether less of it leads where none of its actions are.
+"""How far x_0 moves a flow's actions, and whether its centre, x_0 = 0, leads where none of them are.
 
 From scaled x_0 a flow acts about as the mean of what it cloned. Where that has one mode, the mean is the best of it;
 between two ways around an obstacle it is a crash. Both spread the actions, so spread alone can't tell noise from modes.
-What can: an action from scaled x_0 that has fewer neighbours among the actions from x_0 ~ N(0, I) than these have
+What can: an action from x_0 = 0 that has fewer neighbours among the actions from x_0 ~ N(0, I) than these have
 themselves. The centre of a cloud with one mode lies closer to its neighbours than the cloud's other points do, in any
 number of dimensions.
 """
@@ -18,11 +18,11 @@ from torch import Tensor
 from reinflow.policies.base import Policy
 from reinflow.types import Obs
 
-DRAWS, SCALED_DRAWS = 48, 4
+DRAWS = 48
 NEIGHBOUR = 5
 """a tenth of the draws: a few actions that a flow takes on its way between two modes don't hide the gap"""
-LONELY = 1.25
-"""distance to the neighbour, per median distance of the draws to theirs"""
+LONELY = 1.0
+"""distance to the neighbour, per median distance of the draws to theirs; one mode's centre has at most .9"""
 LONELY_SHARE = 0.01
 """of the demonstrated states: two ways part in few of them"""
 
@@ -34,18 +34,18 @@ class Spread:
     over_x_0: float
     """std of the actions over x_0 ~ N(0, I), as a share of the demonstrated actions' std over all states"""
     lonely: float
-    """share of states where the policy's own scale of x_0 leads to actions that x_0 ~ N(0, I) hardly ever leads to"""
+    """share of states where x_0 = 0 leads to an action that x_0 ~ N(0, I) hardly ever leads to"""
 
     def metrics(self) -> dict[str, float]:
-        return {"policy/action_spread": self.over_x_0, "policy/lonely_actions": self.lonely}
+        return {"policy/action_spread": self.over_x_0, "policy/lonely_centre": self.lonely}
 
     def warning(self, initial_noise_scale: float) -> str | None:
         """A sentence where a scale below 1 averages ways that exclude each other."""
         if initial_noise_scale == 1 or self.lonely <= LONELY_SHARE:
             return None
         return (
-            f"the demonstrations have several modes: in {self.lonely:.1%} of their states x_0 times "
-            f"{initial_noise_scale:g} leads between them; compare with --initial_noise_scale 1"
+            f"the demonstrations have several modes: in {self.lonely:.1%} of their states x_0 = 0 leads between them, "
+            f"and --initial_noise_scale {initial_noise_scale:g} towards it; compare with --initial_noise_scale 1"
         )
 
 
@@ -55,14 +55,14 @@ def action_spread(policy: Policy, obs: Obs, chunk: Float[Tensor, "b h a"]) -> Sp
     cond = policy.encode(obs)
     rows, shape = len(cond), policy.spec.chunk_shape
     generator = torch.Generator(policy.device).manual_seed(0)
-    noise = torch.randn(rows, DRAWS + SCALED_DRAWS, *shape, generator=generator, device=policy.device)
-    x_0 = torch.cat((noise[:, :DRAWS], policy.start_from(noise[:, DRAWS:])), 1)
-    sampled = policy.sample(cond.repeat_interleave(x_0.shape[1], 0), x_0.flatten(0, 1)).clamp(-1, 1)
-    actions = sampled[:, policy.spec.executed].flatten(1).unflatten(0, (rows, -1))
+    noise = torch.randn(rows, DRAWS, *shape, generator=generator, device=policy.device)
+    x_0 = torch.cat((torch.zeros_like(noise[:, :1]), noise), 1)
+    sampled = policy.sample(cond.repeat_interleave(DRAWS + 1, 0), x_0.flatten(0, 1)).clamp(-1, 1)
+    actions = sampled[:, policy.spec.executed].flatten(1).unflatten(0, (rows, DRAWS + 1))
     demonstrated = policy.normalize_chunk(chunk)[:, policy.spec.executed].flatten(1)
-    drawn = actions[:, :DRAWS]
+    centre, drawn = actions.split((1, DRAWS), 1)
     over_x_0 = drawn.var(1).sum(1).mean() / demonstrated.var(0).sum().clamp_min(1e-12)
-    lonely = loneliness(drawn, actions[:, DRAWS:]).mean(1) > LONELY
+    lonely = loneliness(drawn, centre) > LONELY
     return Spread(over_x_0.sqrt().item(), lonely.float().mean().item())
 
 
