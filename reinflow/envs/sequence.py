@@ -54,7 +54,7 @@ class Sequence:
         return None if any(state is None for state in states) else states
 
     def restore(self, state: list[Any]) -> bool:
-        return all([env.restore(own) for env, own in zip(self.envs, state, strict=True)])
+        return all(env.restore(own) for env, own in zip(self.envs, state, strict=True))
 
     def close(self) -> None:
         for env in self.envs:

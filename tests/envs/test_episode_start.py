@@ -51,10 +51,10 @@ def repeated(env: ManiSkillEnv, seed: int, actions: list[Tensor]) -> Tensor:
     return torch.stack([env.reset(seed=seed)["state"], *(env.step(action).obs["state"] for action in actions)])
 
 
-@pytest.mark.parametrize(("backend", "num_envs", "seeds"), [("physx_cpu_batched", 8, [0, 1]), ("physx_cpu", 1, [0, 1])])
-def test_an_episode_is_the_one_of_a_fresh_env_whatever_was_pushed_before(
-    backend: str, num_envs: int, seeds: list[int]
-):
+@pytest.mark.parametrize(
+    ("backend", "num_envs", "seeds"), [("physx_cpu_batched", 8, [0, 1]), ("physx_cpu", 1, [9, 12])]
+)
+def test_an_episode_is_the_one_of_a_fresh_env_whatever_was_pushed_before(backend: str, num_envs: int, seeds: list[int]):
     config = EnvConfig(env_id="PickCube-v1").completed()
     fresh = [ManiSkillEnv(config, num_envs, backend) for _ in seeds]
     first = {seed: shaky_grasp(env, seed) for env, seed in zip(fresh, seeds, strict=True)}
