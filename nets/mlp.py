@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nets.embed import StepEmbedding
-from nets.velocity import VelocityNet
+from nets.velocity import VelocityNet, check_chunk
 
 
 class MLP(nn.Sequential):
@@ -27,6 +27,13 @@ class MLP(nn.Sequential):
             layers.append(nn.SiLU())
             in_dim = width
         super().__init__(*layers, nn.Linear(in_dim, out_dim))
+
+
+class ResidualLayers(nn.Sequential):
+    """Layers with a skip around them: x -> x + layers(x)."""
+
+    def forward(self, x: Float[Tensor, "*b f"]) -> Float[Tensor, "*b f"]:
+        return x + super().forward(x)
 
 
 class ShortCutVelocityMLP(VelocityNet):
@@ -48,9 +55,13 @@ class ShortCutVelocityMLP(VelocityNet):
         self.step_in = nn.Linear(2 * time_embed_dim, hidden_dim, bias=False)
         self.cond_in = nn.Linear(global_cond_dim, hidden_dim, bias=False)
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, hidden_dim)) for _ in range(depth)
+            ResidualLayers(nn.LayerNorm(hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, hidden_dim)) for _ in range(depth)
         )
         self.out = nn.Sequential(nn.LayerNorm(hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, pred_horizon * act_dim))
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return tuple(self.layers)
 
     def times(self, timestep: Float[Tensor, "b"], step_size: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:
         return self.step_in(self.step_embedding(timestep, step_size))
@@ -59,9 +70,8 @@ class ShortCutVelocityMLP(VelocityNet):
         return self.cond_in(global_cond)
 
     def velocity(self, sample: Float[Tensor, "b h a"], features: Float[Tensor, "b f"]) -> Float[Tensor, "b h a"]:
-        if sample.shape[1:] != self.chunk_shape:
-            raise ValueError(f"the net was made for chunks of shape {self.chunk_shape}, got {tuple(sample.shape[1:])}")
+        check_chunk(sample, self.chunk_shape)
         hidden = self.sample_in(sample.flatten(1)) + features
         for layer in self.layers:
-            hidden = hidden + layer(hidden)
+            hidden = layer(hidden)
         return self.out(hidden).unflatten(1, self.chunk_shape)

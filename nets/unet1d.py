@@ -116,10 +116,15 @@ class ShortCutVelocityUNet1D(VelocityNet):
         self.out = nn.Sequential(
             ConvBlock(down_dims[0], down_dims[0], kernel_size, n_groups), nn.Conv1d(down_dims[0], input_dim, 1)
         )
-        self.film_dims = [m.film_dim for m in self.modules() if isinstance(m, FiLMResidualBlock)]
+        self.film_dims = [block.film_dim for block in self.blocks]
         self.film_step = nn.Linear(2 * diffusion_step_embed_dim, sum(self.film_dims))
         self.cond_in = nn.Linear(global_cond_dim, cond_embed_dim)
         self.film_cond = nn.Linear(cond_embed_dim, sum(self.film_dims), bias=False)
+
+    @property
+    def blocks(self) -> Sequence[FiLMResidualBlock]:
+        # modules come in the order in which they were registered, which is that of their use
+        return tuple(module for module in self.modules() if isinstance(module, FiLMResidualBlock))
 
     def times(self, timestep: Float[Tensor, "b"], step_size: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:
         return self.film_step(F.mish(self.step_embedding(timestep, step_size)))

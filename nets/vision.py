@@ -11,6 +11,8 @@ from jaxtyping import Float, Int16, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nets.vit import ViT
+
 MILLIMETRES = 1000.0
 
 
@@ -153,4 +155,8 @@ def keep_variance_(encoder: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-VISUAL_ENCODERS: dict[str, type[PlainConv] | type[ResNet18]] = {"plain_conv": PlainConv, "resnet18": ResNet18}
+VISUAL_ENCODERS: dict[str, type[PlainConv] | type[ResNet18] | type[ViT]] = {
+    "plain_conv": PlainConv,
+    "resnet18": ResNet18,
+    "vit": ViT,
+}

@@ -5,7 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nets import ShortCutVelocityMLP, ShortCutVelocityUNet1D, SinusoidalEmbedding
+from nets import (
+    CondLayout,
+    CrossAttentionDiT,
+    DiTConfig,
+    Part,
+    PreactMLPConfig,
+    PreactVelocityMLP,
+    ShortCutVelocityMLP,
+    ShortCutVelocityUNet1D,
+    SinusoidalEmbedding,
+    TransformerConfig,
+    VelocityTransformer,
+)
+from nets.taps import blocks_at, tapped
 from nets.unet1d import LocalConv1d
 
 B, A, Z = 5, 7, 12
@@ -19,7 +32,28 @@ def make_mlp(horizon: int) -> ShortCutVelocityMLP:
     return ShortCutVelocityMLP(A, horizon, Z, hidden_dim=64, time_embed_dim=16)
 
 
-BACKBONES = pytest.mark.parametrize("make", [make_unet, make_mlp])
+def make_preact(horizon: int) -> PreactVelocityMLP:
+    return PreactVelocityMLP(A, horizon, Z, PreactMLPConfig(preact_hidden_dim=64))
+
+
+LAYOUT = CondLayout(frames=2, parts=(Part(1, 2), Part(2, 2)))  # 2 * (1 * 2 + 2 * 2) = 12 = Z
+
+
+def make_transformer(horizon: int) -> VelocityTransformer:
+    config = TransformerConfig(transformer_dim=32, transformer_depth=2, transformer_time_dim=16)
+    return VelocityTransformer(A, horizon, LAYOUT, config)
+
+
+def make_dit(horizon: int) -> CrossAttentionDiT:
+    """As after some training: a new one's gates are closed, and it doesn't see times and condition at all."""
+    net = CrossAttentionDiT(A, horizon, LAYOUT, DiTConfig(dit_dim=32, dit_depth=2, dit_time_dim=16))
+    for parameter in net.modulation.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+MAKERS = [make_unet, make_mlp, make_preact, make_transformer, make_dit]
+BACKBONES = pytest.mark.parametrize("make", MAKERS)
 
 
 def inputs(horizon: int = 8) -> dict[str, torch.Tensor]:
@@ -70,6 +104,84 @@ def test_jvp_in_time_is_the_finite_difference_and_not_zero(make):
     difference = (net(timestep=t + step, **x) - net(timestep=t - step, **x)) / (2 * step)
     assert tangent.abs().amax() > 1e-2
     torch.testing.assert_close(tangent, difference, rtol=1e-4, atol=1e-4)
+
+
+@BACKBONES
+def test_jvp_of_all_three_inputs_in_float32_is_the_finite_difference(make):
+    # MeanFlow's du/dt moves x along v, t by 1 and d by -1
+    net, x = make(8), inputs()
+    v, one, cond = torch.randn_like(x["sample"]), torch.ones(B), x["global_cond"]
+    point, along = (x["sample"], x["timestep"], x["step_size"]), (v, one, -one)
+    with torch.no_grad():
+        _, tangent = torch.func.jvp(lambda *moving: net(*moving, cond), point, along)
+    assert tangent.dtype == torch.float32
+    net.double()
+
+    def moved(step: float) -> torch.Tensor:
+        places = (here.double() + step * way.double() for here, way in zip(point, along, strict=True))
+        return net(*places, cond.double())
+
+    difference = (moved(1e-6) - moved(-1e-6)) / 2e-6
+    assert difference.abs().mean() > 1e-2
+    assert (tangent - difference).abs().max() < 1e-3 * difference.abs().max()
+
+
+@BACKBONES
+def test_a_chain_step_by_step_equals_its_grid(make):
+    # what sampling does, features first, against what scoring does
+    net, x = make(8), inputs()
+    times, sizes = torch.tensor([0.0, 0.5]), torch.tensor([0.5, 0.5])
+    chain = torch.randn(B, 2, *x["sample"].shape[1:])
+    features = net.features(times, sizes, x["global_cond"])
+    steps = [net.velocity(chain[:, k], features[:, k]) for k in range(2)]
+    torch.testing.assert_close(
+        torch.stack(steps, 1), net.grid(chain, times, sizes, x["global_cond"]), rtol=0, atol=1e-5
+    )
+
+
+@BACKBONES
+def test_no_net_looks_at_a_value_so_a_cuda_graph_can_hold_it(make):
+    # tensors on meta have no values: whoever asks for one raises
+    net = make(8).to("meta")
+    out = net(**{name: value.to("meta") for name, value in inputs().items()})
+    assert out.shape == (B, 8, A)
+
+
+@BACKBONES
+def test_blocks_are_called_once_each_in_their_order_and_all_decide_the_output(make):
+    net, x = make(8), inputs()
+    calls: list[torch.nn.Module] = []
+    for block in net.blocks:
+        block.register_forward_hook(lambda block, args, output: calls.append(block))
+    out = net(**x)
+    assert calls == list(net.blocks)
+    for block in net.blocks:
+        # the state of the net, not an increment: without it nothing of the sample is left
+        handle = block.register_forward_hook(lambda block, args, output: torch.zeros_like(output))
+        assert not torch.allclose(net(**x), out)
+        handle.remove()
+
+
+@BACKBONES
+def test_taps_see_the_pass_that_has_a_gradient_and_leave_no_hook(make):
+    net, x = make(8), inputs()
+    plain = net(**x)
+    with tapped(blocks_at(net.blocks, "all")) as features:
+        with torch.no_grad():
+            net(**x)
+        assert features == []
+        assert torch.equal(net(**x), plain)
+    assert len(features) == len(net.blocks)
+    assert all(z.requires_grad and len(z) == B for z in features)
+    net(**x)
+    assert len(features) == len(net.blocks)
+
+
+def test_depths_name_the_first_the_middle_and_the_last_block():
+    blocks = [torch.nn.Identity() for _ in range(5)]
+    assert [blocks.index(blocks_at(blocks, depth)[0]) for depth in ("early", "mid", "late")] == [0, 2, 4]
+    assert blocks_at(blocks[:1], "mid") == blocks[:1]
+    assert blocks_at(blocks, "all") == blocks
 
 
 @BACKBONES
@@ -125,9 +237,10 @@ def test_unet_names_the_divisor_of_the_chunk_length():
         make_unet(6)(**inputs(6))
 
 
-def test_mlp_refuses_another_chunk_shape():
+@pytest.mark.parametrize("make", [make_mlp, make_preact, make_transformer, make_dit])
+def test_a_net_of_a_fixed_horizon_refuses_another_chunk_shape(make):
     with pytest.raises(ValueError, match=r"shape \(8, 7\), got \(4, 7\)"):
-        make_mlp(8)(**inputs(4))
+        make(8)(**inputs(4))
 
 
 def test_default_unet_has_three_levels_and_default_mlp_a_third_of_a_million_parameters():

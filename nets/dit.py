@@ -1,0 +1,120 @@
+"""Action head of DiT blocks (arXiv:2212.09748): times modulate every layer, action tokens attend to observation tokens.
+
+Differs: a block has cross-attention between self-attention and feed-forward net; flow time and step size are
+continuous and have an embedding each; the last layer does not start at 0, so a new net's velocity has the size that
+it has in the other nets, while its blocks start as the identity (adaLN-zero).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nets.attention import CrossAttention, FeedForward, SelfAttention
+from nets.embed import StepEmbedding
+from nets.tokens import CondLayout, ConditionTokens, places
+from nets.velocity import VelocityNet, check_chunk, side_by_side
+
+BLOCK_SHARES = 9
+"""vectors that modulate a block: shift, scale and gate of three layers"""
+OUT_SHARES = 2
+"""shift and scale before the last layer"""
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Size of the cross-attention DiT."""
+
+    dit_dim: int = 128
+    """width of a token"""
+    dit_heads: int = 4
+    """attention heads; they divide the width"""
+    dit_depth: int = 4
+    """blocks"""
+    dit_time_dim: int = 64
+    """width of the embeddings of flow time and step size"""
+    dit_picture_tokens: int = 4
+    """tokens that the picture features of a frame are read as"""
+
+
+class ModulatedNorm(nn.LayerNorm):
+    """LayerNorm whose shift and scale come from outside; a scale of 0 changes nothing."""
+
+    def __init__(self, width: int):
+        super().__init__(width, elementwise_affine=False)
+
+    def forward(  # type: ignore[override]
+        self, x: Float[Tensor, "b h f"], shift: Float[Tensor, "b 1 f"], scale: Float[Tensor, "b 1 f"]
+    ) -> Float[Tensor, "b h f"]:
+        return torch.addcmul(shift, super().forward(x), 1 + scale)
+
+
+class DiTBlock(nn.Module):
+    """Self-attention, attention to the observation and a feed-forward net, each behind a gate."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm = ModulatedNorm(width)
+        self.among = SelfAttention(width, heads)
+        self.across = CrossAttention(width, heads)
+        self.feed_forward = FeedForward(width)
+
+    def forward(
+        self, x: Float[Tensor, "b h f"], shares: Float[Tensor, "b nine_f"], memory: Float[Tensor, "b m two_f"]
+    ) -> Float[Tensor, "b h f"]:
+        among, across, onward = (layer.chunk(3, dim=-1) for layer in shares.unsqueeze(1).chunk(3, dim=-1))
+        x = torch.addcmul(x, among[2], self.among(self.norm(x, *among[:2])))
+        x = torch.addcmul(x, across[2], self.across(self.norm(x, *across[:2]), memory))
+        return torch.addcmul(x, onward[2], self.feed_forward(self.norm(x, *onward[:2])))
+
+
+class CrossAttentionDiT(VelocityNet):
+    """Features are the modulation of all blocks, then the keys and values of the observation for all blocks."""
+
+    def __init__(self, act_dim: int, pred_horizon: int, layout: CondLayout, config: DiTConfig | None = None):
+        """ValueError if the heads don't divide the width."""
+        super().__init__()
+        config = config or DiTConfig()
+        width, depth = config.dit_dim, config.dit_depth
+        self.chunk_shape = (pred_horizon, act_dim)
+        self.share_dims = [BLOCK_SHARES * width] * depth + [OUT_SHARES * width]
+        self.memory_shape = (layout.tokens, depth, 2 * width)
+        self.step_embedding = StepEmbedding(config.dit_time_dim)
+        self.modulation = nn.Linear(2 * config.dit_time_dim, sum(self.share_dims))
+        self.cond_in = nn.Sequential(ConditionTokens(layout, width), nn.LayerNorm(width))
+        self.keys_and_values = nn.Linear(width, depth * 2 * width)
+        self.sample_in = nn.Linear(act_dim, width)
+        self.place = nn.Parameter(places(pred_horizon, width))
+        self.layers = nn.ModuleList(DiTBlock(width, config.dit_heads) for _ in range(depth))
+        self.norm = ModulatedNorm(width)
+        self.out = nn.Linear(width, act_dim)
+        for parameter in self.modulation.parameters():
+            nn.init.zeros_(parameter)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return tuple(self.layers)
+
+    def times(self, timestep: Float[Tensor, "b"], step_size: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:
+        return self.modulation(F.silu(self.step_embedding(timestep, step_size)))
+
+    def condition(self, global_cond: Float[Tensor, "b z"]) -> Float[Tensor, "b f"]:
+        return self.keys_and_values(self.cond_in(global_cond)).flatten(1)
+
+    def joined(self, times: Float[Tensor, "*b f"], condition: Float[Tensor, "*b g"]) -> Float[Tensor, "*b f+g"]:
+        return side_by_side(times, condition)
+
+    def velocity(self, sample: Float[Tensor, "b h a"], features: Float[Tensor, "b f"]) -> Float[Tensor, "b h a"]:
+        check_chunk(sample, self.chunk_shape)
+        modulation = sum(self.share_dims)
+        *shares, last = features[:, :modulation].split(self.share_dims, dim=1)
+        memories = features[:, modulation:].unflatten(1, self.memory_shape).unbind(2)
+        hidden = self.sample_in(sample) + self.place
+        for layer, share, memory in zip(self.layers, shares, memories, strict=True):
+            hidden = layer(hidden, share, memory)
+        return self.out(self.norm(hidden, *last.unsqueeze(1).chunk(2, dim=-1)))

@@ -1,0 +1,98 @@
+"""Transformer over an action chunk, the size of DPPO's (arXiv:2409.00588): action tokens attend to a memory.
+
+The memory is one token of the times and the tokens of the condition, as in Diffusion Policy (arXiv:2303.04137).
+Differs: flow time and step size are continuous and have an embedding each; torch's default initialisation; no
+dropout, under which the ratio of PPO would not be 1; and keys and values of the memory are made once for all steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nets.attention import CrossAttention, FeedForward, SelfAttention
+from nets.embed import StepEmbedding
+from nets.tokens import CondLayout, ConditionTokens, places
+from nets.velocity import VelocityNet, check_chunk, side_by_side
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Size of the Transformer."""
+
+    transformer_dim: int = 96
+    """width of a token; DPPO takes 160 for two arms (transport)"""
+    transformer_heads: int = 4
+    """attention heads; they divide the width"""
+    transformer_depth: int = 4
+    """blocks"""
+    transformer_time_dim: int = 64
+    """width of the embeddings of flow time and step size"""
+    transformer_picture_tokens: int = 1
+    """tokens that the picture features of a frame are read as"""
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm: the chunk attends to itself, then to the memory, then passes a feed-forward net."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.among = SelfAttention(width, heads)
+        self.across = CrossAttention(width, heads)
+        self.feed_forward = FeedForward(width)
+
+    def forward(self, x: Float[Tensor, "b h f"], memory: Float[Tensor, "b m two_f"]) -> Float[Tensor, "b h f"]:
+        x = x + self.among(self.norms[0](x))
+        x = x + self.across(self.norms[1](x), memory)
+        return x + self.feed_forward(self.norms[2](x))
+
+
+class VelocityTransformer(VelocityNet):
+    """Features are the keys and values of the memory for all blocks, token by token."""
+
+    def __init__(self, act_dim: int, pred_horizon: int, layout: CondLayout, config: TransformerConfig | None = None):
+        """ValueError if the heads don't divide the width."""
+        super().__init__()
+        config = config or TransformerConfig()
+        width = config.transformer_dim
+        self.chunk_shape = (pred_horizon, act_dim)
+        self.memory_shape = (1 + layout.tokens, config.transformer_depth, 2 * width)
+        self.step_embedding = StepEmbedding(config.transformer_time_dim)
+        self.step_in = nn.Linear(2 * config.transformer_time_dim, width)
+        self.cond_in = ConditionTokens(layout, width)
+        self.memory = FeedForward(width)
+        self.keys_and_values = nn.Linear(width, config.transformer_depth * 2 * width)
+        self.sample_in = nn.Linear(act_dim, width)
+        self.place = nn.Parameter(places(pred_horizon, width))
+        self.layers = nn.ModuleList(
+            TransformerBlock(width, config.transformer_heads) for _ in range(config.transformer_depth)
+        )
+        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, act_dim))
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return tuple(self.layers)
+
+    def times(self, timestep: Float[Tensor, "b"], step_size: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:
+        return self._remembered(self.step_in(self.step_embedding(timestep, step_size)).unsqueeze(1))
+
+    def condition(self, global_cond: Float[Tensor, "b z"]) -> Float[Tensor, "b f"]:
+        return self._remembered(self.cond_in(global_cond))
+
+    def _remembered(self, tokens: Float[Tensor, "b m w"]) -> Float[Tensor, "b f"]:
+        return self.keys_and_values(self.memory(tokens)).flatten(1)
+
+    def joined(self, times: Float[Tensor, "*b f"], condition: Float[Tensor, "*b g"]) -> Float[Tensor, "*b f+g"]:
+        return side_by_side(times, condition)
+
+    def velocity(self, sample: Float[Tensor, "b h a"], features: Float[Tensor, "b f"]) -> Float[Tensor, "b h a"]:
+        check_chunk(sample, self.chunk_shape)
+        memories = features.unflatten(1, self.memory_shape).unbind(2)
+        hidden = self.sample_in(sample) + self.place
+        for layer, memory in zip(self.layers, memories, strict=True):
+            hidden = layer(hidden, memory)
+        return self.out(hidden)
