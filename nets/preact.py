@@ -1,7 +1,7 @@
-"""The residual MLP of DPPO (arXiv:2409.00588), which ReinFlow and DMPO (arXiv:2601.20701) keep: no norms, pre-activation.
+"""The residual MLP of DPPO (arXiv:2409.00588), which ReinFlow and DMPO (arXiv:2601.20701) keep.
 
 Beside `ShortCutVelocityMLP` it has a skip around every two layers instead of every one, Mish and no LayerNorm, and may
-encode the condition first. Widths there: 512, a condition net of (64, 16) and time embeddings of 16 for states, 768
+encode the condition first; its activations come before its layers. Widths there: 512, a condition net of (64, 16) and time embeddings of 16 for states, 768
 and none for pictures. Differs: flow time and step size are continuous; what their MLP concatenates is added here
 behind a layer each, which is the same product.
 """

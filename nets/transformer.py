@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nets.attention import CrossAttention, FeedForward, SelfAttention
 from nets.embed import StepEmbedding
-from nets.tokens import CondLayout, ConditionTokens, places
+from nets.tokens import ConditionTokens, CondLayout, places
 from nets.velocity import VelocityNet, check_chunk, side_by_side
 
 

@@ -1,4 +1,4 @@
-"""The small vision Transformer of DPPO (arXiv:2409.00588), from IBRL (arXiv:2311.02198): patches, blocks, spatial embedding.
+"""The small vision Transformer of DPPO (arXiv:2409.00588), which is that of IBRL (arXiv:2311.02198).
 
 Differs: pictures come normalised, frame by frame; the spatial embedding doesn't see the state, which joins after the
 encoder as it does for the others, and starts at unit variance; no dropout, under which the ratio of PPO would not be

@@ -1,4 +1,4 @@
-"""Losses that push the hidden features of a batch apart ("Diffuse and Disperse", arXiv:2506.09027), for any family and net.
+"""Dispersive losses: hidden features of a batch pushed apart (arXiv:2506.09027), for any family and net.
 
 Differs: squared distances are divided by the number of features in all three losses that use them, so that
 temperature and margin mean the same for every layer. DMPO (arXiv:2601.20701) takes the distance itself and clamps it

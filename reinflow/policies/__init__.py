@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from nets.dit import CrossAttentionDiT, DiTConfig
 from nets.mlp import ShortCutVelocityMLP
+from nets.preact import PreactMLPConfig, PreactVelocityMLP
+from nets.tokens import CondLayout, Part
+from nets.transformer import TransformerConfig, VelocityTransformer
 from nets.unet1d import ShortCutVelocityUNet1D
 from reinflow.errors import UserError
 from reinflow.policies.base import Policy
@@ -40,7 +44,37 @@ def mlp(spec: PolicySpec) -> nn.Module:
     )
 
 
-NETS = {"unet": unet, "mlp": mlp}
+def preact(spec: PolicySpec) -> nn.Module:
+    config = PreactMLPConfig(preact_time_dim=spec.diffusion_step_embed_dim)
+    return PreactVelocityMLP(spec.action_dim, spec.pred_horizon, spec.cond_dim, config)
+
+
+def transformer(spec: PolicySpec) -> nn.Module:
+    config = TransformerConfig(transformer_time_dim=spec.diffusion_step_embed_dim)
+    layout = cond_layout(spec, config.transformer_picture_tokens)
+    return VelocityTransformer(spec.action_dim, spec.pred_horizon, layout, config)
+
+
+def dit(spec: PolicySpec) -> nn.Module:
+    config = DiTConfig(dit_time_dim=spec.diffusion_step_embed_dim)
+    layout = cond_layout(spec, config.dit_picture_tokens)
+    return CrossAttentionDiT(spec.action_dim, spec.pred_horizon, layout, config)
+
+
+def cond_layout(spec: PolicySpec, picture_tokens: int) -> CondLayout:
+    """The numbers that `ObsEncoder` puts in a row; UserError where picture features make no `picture_tokens` tokens."""
+    parts = [Part(1, spec.state_dim)]
+    if spec.image:
+        if spec.visual_feature_dim % picture_tokens:
+            raise UserError(
+                f"--visual_feature_dim {spec.visual_feature_dim} must be a multiple of {picture_tokens}, "
+                f"the tokens that --net {spec.net} reads it as"
+            )
+        parts.append(Part(picture_tokens, spec.visual_feature_dim // picture_tokens))
+    return CondLayout(spec.obs_horizon, tuple(parts))
+
+
+NETS = {"unet": unet, "mlp": mlp, "preact": preact, "transformer": transformer, "dit": dit}
 
 
 def build_policy(spec: PolicySpec, **family_options: object) -> Policy:

@@ -34,8 +34,9 @@ class PolicyConfig:
 
     family: Literal["shortcut", "reflow", "gaussian"] = "shortcut"
     """policy family"""
-    net: Literal["unet", "mlp"] = "unet"
-    """velocity network: `unet` is ShortCutVelocityUNet1D, `mlp` the fast choice for state observations"""
+    net: Literal["unet", "mlp", "preact", "transformer", "dit"] = "unet"
+    """velocity network: `unet` is ShortCutVelocityUNet1D, `mlp` the fast choice for state observations, `preact` the
+    MLP of DPPO and DMPO; `transformer` and `dit` attend to the observations as tokens"""
     obs_horizon: int = 2
     """observations the policy sees"""
     act_horizon: int = 8
@@ -52,8 +53,8 @@ class PolicyConfig:
     """width of the MLP"""
     mlp_depth: int = 3
     """residual layers of the MLP"""
-    visual_encoder: Literal["plain_conv", "resnet18"] = "plain_conv"
-    """network over the pictures of an image observation; resnet18 has GroupNorm and 20 times the cost"""
+    visual_encoder: Literal["plain_conv", "resnet18", "vit"] = "plain_conv"
+    """network over the pictures of an image observation; resnet18 has GroupNorm and 20 times the cost, vit is DPPO's"""
     visual_feature_dim: int = 256
     """numbers that it makes of the pictures of one frame"""
     max_depth: float = 2.0

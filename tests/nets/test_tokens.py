@@ -99,7 +99,7 @@ def test_features_of_times_and_condition_are_made_without_the_other(net):
 
 
 def test_default_sizes_are_those_of_the_papers():
-    # a block of DPPO's Transformer: 4 w^2 in self-attention, as many in cross-attention, 8 w^2 forward; w = 96, 4 blocks
+    # 4 blocks of DPPO's Transformer, w = 96: 4 w^2 in self-attention, as many in cross-attention, 8 w^2 forward
     transformer = VelocityTransformer(7, 16, LAYOUT)
     assert 16 * 96**2 * 4 < size(transformer) < 1.3 * 16 * 96**2 * 4
     # DMPO's state net for Hopper: 60 -> 512 -> two layers of 512 -> 12, that is 30,720 + 2 * 262,144 + 6,144 weights

@@ -9,6 +9,7 @@ from nets.vision import (
     VISUAL_ENCODERS,
     PlainConv,
     ResNet18,
+    ViT,
     expected_coordinates,
     pixel_channels,
     pixels,
@@ -99,10 +100,20 @@ def test_too_small_pictures_are_refused():
         PlainConv(3, 8, (8, 64))
     with pytest.raises(ValueError, match="32 x 32 or larger"):
         ResNet18(3, 8, (16, 64))
+    with pytest.raises(ValueError, match="16 x 16 or larger"):
+        ViT(3, 8, (15, 64))
 
 
-def test_a_new_encoder_passes_on_as_much_as_it_gets():
+@pytest.mark.parametrize("encoder", [PlainConv, ViT])
+def test_a_new_encoder_passes_on_as_much_as_it_gets(encoder):
     # He initialisation: unit pictures give features of about unit size, where torch's default leaves hundredths
     torch.manual_seed(0)
-    features = PlainConv(3, 64, (64, 64))(torch.randn(32, 3, 64, 64))
+    features = encoder(3, 64, (64, 64))(torch.randn(32, 3, 64, 64))
     assert 0.3 < features.std() < 3
+
+
+@pytest.mark.parametrize(("size", "patches"), [((16, 16), 1), ((64, 64), 49), ((96, 96), 121), ((48, 70), 35)])
+def test_vit_has_a_place_for_every_patch(size, patches):
+    # 64: (64 - 8) / 4 + 1 = 15 windows, (15 - 3) / 2 + 1 = 7 of them: 49; 48 x 70: 11 and 16 windows, 5 and 7 of them
+    assert len(ViT(3, 8, size).place) == patches
+    assert ViT(3, 8, size)(torch.rand(2, 3, *size)).shape == (2, 8)

@@ -39,6 +39,9 @@ def make_spec() -> Callable[..., PolicySpec]:
 def make_policy(make_spec: Callable[..., PolicySpec]) -> Callable[..., Policy]:
     def build(family: str = "shortcut", net: str = "mlp", **changes: object) -> Policy:
         policy = build_policy(make_spec(family, net, **changes))
+        for parameter in policy.net.parameters():
+            if not parameter.any():  # the closed gates of a new DiT, which training opens in its first step
+                torch.nn.init.normal_(parameter, std=0.1)
         spec = policy.spec
         policy.fit_normalizers_(3 + 2 * torch.randn(200, spec.state_dim), 5 + 2 * torch.rand(200, spec.action_dim))
         return policy

@@ -78,7 +78,7 @@ def test_an_unknown_family_or_network_is_refused_with_the_choices(make_spec):
     with pytest.raises(UserError, match="shortcut, reflow, gaussian"):
         build_policy(make_spec(family="diffusion"))
     with pytest.raises(UserError, match="unet, mlp"):
-        build_policy(make_spec(net="transformer"))
+        build_policy(make_spec(net="lstm"))
 
 
 def test_a_config_becomes_a_spec_with_the_dimensions_of_the_task():
