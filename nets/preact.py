@@ -1,9 +1,9 @@
 """The residual MLP of DPPO (arXiv:2409.00588), which ReinFlow and DMPO (arXiv:2601.20701) keep.
 
-Beside `ShortCutVelocityMLP` it has a skip around every two layers instead of every one, Mish and no LayerNorm, and may
-encode the condition first; its activations come before its layers. Widths there: 512, a condition net of (64, 16) and time embeddings of 16 for states, 768
-and none for pictures. Differs: flow time and step size are continuous; what their MLP concatenates is added here
-behind a layer each, which is the same product.
+Beside `ShortCutVelocityMLP` it has a skip around every two layers instead of every one, activations (Mish) before its
+layers, no LayerNorm, and may encode the condition first. Widths there: 512, a condition net of (64, 16) and time
+embeddings of 16 for states; 768 and no condition net for pictures. Differs: flow time and step size are continuous;
+what their MLP concatenates is added here behind a layer each, which is the same product.
 """
 
 from __future__ import annotations

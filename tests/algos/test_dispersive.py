@@ -26,7 +26,11 @@ def make_policy(family: str = "shortcut", net: str = "mlp"):
         family=family, net=net, state_dim=5, action_dim=3, obs_horizon=2, act_horizon=4, pred_horizon=8,
         unet_dims=(16, 32), mlp_hidden_dim=64, mlp_depth=2, diffusion_step_embed_dim=16,
     )  # fmt: skip
-    return build_policy(spec)
+    policy = build_policy(spec)
+    for parameter in policy.net.parameters():
+        if not parameter.any():  # the closed gates of a new DiT, behind which the rows of a Gaussian are all the same
+            torch.nn.init.normal_(parameter, std=0.1)
+    return policy
 
 
 def loss_of(policy, config: DispersiveConfig, teacher=None) -> torch.Tensor:
@@ -119,16 +123,15 @@ def test_no_dispersion_is_bit_equal_to_the_familys_own_loss(changes):
     assert torch.equal(loss_of(policy, DispersiveConfig(**changes)), plain)
 
 
-@every_loss
-@pytest.mark.parametrize("layer", ["early", "mid", "late", "all"])
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_any_family_and_net_adds_the_same_number_to_each_row(family, net, layer, name):
+def test_any_family_and_net_adds_the_same_number_to_each_row(family, net):
     policy = make_policy(family, net)
     plain = loss_of(policy, DispersiveConfig())
-    more = loss_of(policy, chosen(name, dispersive_layer=layer)) - plain
-    assert more.abs().max() > 1e-6
-    torch.testing.assert_close(more, more[:1].expand(12), rtol=1e-3, atol=1e-5)
+    for name, layer in zip(LOSSES, ("early", "mid", "late", "all"), strict=True):
+        more = loss_of(policy, chosen(name, dispersive_layer=layer)) - plain
+        assert more.abs().max() > 1e-6
+        torch.testing.assert_close(more, more[:1].expand(12), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("own_teacher", [True, False])
