@@ -23,10 +23,6 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """like `attend`; torch's `scaled_dot_product_attention` where nobody needs a jvp"""
 
 
-def heads_apart(x: Float[Tensor, "b t g*f"], heads: int) -> Float[Tensor, "b g t f"]:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
 def heads_together(x: Float[Tensor, "b g t f"]) -> Float[Tensor, "b t g*f"]:
     return x.transpose(1, 2).flatten(2)
 
@@ -49,15 +45,31 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "b t f"]) -> Float[Tensor, "b t f"]:
-        q, k, v = (heads_apart(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.out(heads_together(self.attention(q, k, v)))
 
 
-class CrossAttention(nn.Module):
-    """Tokens attend to a memory whose keys and values are already known: (b t f), (b m 2*f) -> (b t f).
+class Memory(nn.Linear):
+    """Keys and values that the cross-attentions of all blocks make of tokens: (b m f) -> (b m*depth*2*f), flat.
 
-    They depend on neither the tokens nor the step of a chain, so who knows the memory makes them once for all steps.
+    They depend on neither the chunk nor the step of a chain, so they are features, made once for all steps.
     """
+
+    def __init__(self, width: int, heads: int, depth: int):
+        check_heads(width, heads)
+        super().__init__(width, depth * 2 * width)
+        self.shape = (depth, 2, heads, width // heads)
+
+    def forward(self, tokens: Float[Tensor, "b m f"]) -> Float[Tensor, "b n"]:
+        return super().forward(tokens).flatten(1)
+
+    def read(self, flat: Float[Tensor, "b n"]) -> tuple[Float[Tensor, "2 b g m f"], ...]:
+        """Keys and values for each block in turn."""
+        return flat.unflatten(1, (-1, *self.shape)).permute(2, 3, 0, 4, 1, 5).unbind(0)
+
+
+class CrossAttention(nn.Module):
+    """Tokens attend to keys and values of a `Memory`: (b t f), (2 b g m f) -> (b t f)."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -66,9 +78,9 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "b t f"], memory: Float[Tensor, "b m two_f"]) -> Float[Tensor, "b t f"]:
-        k, v = (heads_apart(part, self.heads) for part in memory.chunk(2, dim=-1))
-        return self.out(heads_together(attend(heads_apart(self.query(x), self.heads), k, v)))
+    def forward(self, x: Float[Tensor, "b t f"], memory: Float[Tensor, "2 b g m f"]) -> Float[Tensor, "b t f"]:
+        q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return self.out(heads_together(attend(q, *memory)))
 
 
 class FeedForward(nn.Sequential):

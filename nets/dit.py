@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nets.attention import CrossAttention, FeedForward, SelfAttention
+from nets.attention import CrossAttention, FeedForward, Memory, SelfAttention
 from nets.embed import StepEmbedding
 from nets.tokens import ConditionTokens, CondLayout, places
 from nets.velocity import VelocityNet, check_chunk, side_by_side
@@ -65,12 +65,12 @@ class DiTBlock(nn.Module):
         self.feed_forward = FeedForward(width)
 
     def forward(
-        self, x: Float[Tensor, "b h f"], shares: Float[Tensor, "b nine_f"], memory: Float[Tensor, "b m two_f"]
+        self, x: Float[Tensor, "b h f"], shares: Float[Tensor, "b nine_f"], memory: Float[Tensor, "2 b g m f"]
     ) -> Float[Tensor, "b h f"]:
-        among, across, onward = (layer.chunk(3, dim=-1) for layer in shares.unsqueeze(1).chunk(3, dim=-1))
-        x = torch.addcmul(x, among[2], self.among(self.norm(x, *among[:2])))
-        x = torch.addcmul(x, across[2], self.across(self.norm(x, *across[:2]), memory))
-        return torch.addcmul(x, onward[2], self.feed_forward(self.norm(x, *onward[:2])))
+        s = shares.unsqueeze(1).chunk(BLOCK_SHARES, dim=-1)
+        x = torch.addcmul(x, s[2], self.among(self.norm(x, s[0], s[1])))
+        x = torch.addcmul(x, s[5], self.across(self.norm(x, s[3], s[4]), memory))
+        return torch.addcmul(x, s[8], self.feed_forward(self.norm(x, s[6], s[7])))
 
 
 class CrossAttentionDiT(VelocityNet):
@@ -80,17 +80,16 @@ class CrossAttentionDiT(VelocityNet):
         """ValueError if the heads don't divide the width."""
         super().__init__()
         config = config or DiTConfig()
-        width, depth = config.dit_dim, config.dit_depth
+        width, heads, depth = config.dit_dim, config.dit_heads, config.dit_depth
         self.chunk_shape = (pred_horizon, act_dim)
         self.share_dims = [BLOCK_SHARES * width] * depth + [OUT_SHARES * width]
-        self.memory_shape = (layout.tokens, depth, 2 * width)
         self.step_embedding = StepEmbedding(config.dit_time_dim)
         self.modulation = nn.Linear(2 * config.dit_time_dim, sum(self.share_dims))
         self.cond_in = nn.Sequential(ConditionTokens(layout, width), nn.LayerNorm(width))
-        self.keys_and_values = nn.Linear(width, depth * 2 * width)
+        self.memory = Memory(width, heads, depth)
         self.sample_in = nn.Linear(act_dim, width)
         self.place = nn.Parameter(places(pred_horizon, width))
-        self.layers = nn.ModuleList(DiTBlock(width, config.dit_heads) for _ in range(depth))
+        self.layers = nn.ModuleList(DiTBlock(width, heads) for _ in range(depth))
         self.norm = ModulatedNorm(width)
         self.out = nn.Linear(width, act_dim)
         for parameter in self.modulation.parameters():
@@ -104,7 +103,7 @@ class CrossAttentionDiT(VelocityNet):
         return self.modulation(F.silu(self.step_embedding(timestep, step_size)))
 
     def condition(self, global_cond: Float[Tensor, "b z"]) -> Float[Tensor, "b f"]:
-        return self.keys_and_values(self.cond_in(global_cond)).flatten(1)
+        return self.memory(self.cond_in(global_cond))
 
     def joined(self, times: Float[Tensor, "*b f"], condition: Float[Tensor, "*b g"]) -> Float[Tensor, "*b f+g"]:
         return side_by_side(times, condition)
@@ -113,7 +112,7 @@ class CrossAttentionDiT(VelocityNet):
         check_chunk(sample, self.chunk_shape)
         modulation = sum(self.share_dims)
         *shares, last = features[:, :modulation].split(self.share_dims, dim=1)
-        memories = features[:, modulation:].unflatten(1, self.memory_shape).unbind(2)
+        memories = self.memory.read(features[:, modulation:])
         hidden = self.sample_in(sample) + self.place
         for layer, share, memory in zip(self.layers, shares, memories, strict=True):
             hidden = layer(hidden, share, memory)

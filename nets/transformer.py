@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nets.attention import CrossAttention, FeedForward, SelfAttention
+from nets.attention import CrossAttention, FeedForward, Memory, SelfAttention
 from nets.embed import StepEmbedding
 from nets.tokens import ConditionTokens, CondLayout, places
 from nets.velocity import VelocityNet, check_chunk, side_by_side
@@ -45,7 +45,7 @@ class TransformerBlock(nn.Module):
         self.across = CrossAttention(width, heads)
         self.feed_forward = FeedForward(width)
 
-    def forward(self, x: Float[Tensor, "b h f"], memory: Float[Tensor, "b m two_f"]) -> Float[Tensor, "b h f"]:
+    def forward(self, x: Float[Tensor, "b h f"], memory: Float[Tensor, "2 b g m f"]) -> Float[Tensor, "b h f"]:
         x = x + self.among(self.norms[0](x))
         x = x + self.across(self.norms[1](x), memory)
         return x + self.feed_forward(self.norms[2](x))
@@ -58,19 +58,16 @@ class VelocityTransformer(VelocityNet):
         """ValueError if the heads don't divide the width."""
         super().__init__()
         config = config or TransformerConfig()
-        width = config.transformer_dim
+        width, heads, depth = config.transformer_dim, config.transformer_heads, config.transformer_depth
         self.chunk_shape = (pred_horizon, act_dim)
-        self.memory_shape = (1 + layout.tokens, config.transformer_depth, 2 * width)
         self.step_embedding = StepEmbedding(config.transformer_time_dim)
         self.step_in = nn.Linear(2 * config.transformer_time_dim, width)
         self.cond_in = ConditionTokens(layout, width)
-        self.memory = FeedForward(width)
-        self.keys_and_values = nn.Linear(width, config.transformer_depth * 2 * width)
+        self.encoder = FeedForward(width)
+        self.memory = Memory(width, heads, depth)
         self.sample_in = nn.Linear(act_dim, width)
         self.place = nn.Parameter(places(pred_horizon, width))
-        self.layers = nn.ModuleList(
-            TransformerBlock(width, config.transformer_heads) for _ in range(config.transformer_depth)
-        )
+        self.layers = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, act_dim))
 
     @property
@@ -78,21 +75,18 @@ class VelocityTransformer(VelocityNet):
         return tuple(self.layers)
 
     def times(self, timestep: Float[Tensor, "b"], step_size: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:
-        return self._remembered(self.step_in(self.step_embedding(timestep, step_size)).unsqueeze(1))
+        token = self.step_in(self.step_embedding(timestep, step_size)).unsqueeze(1)
+        return self.memory(self.encoder(token))
 
     def condition(self, global_cond: Float[Tensor, "b z"]) -> Float[Tensor, "b f"]:
-        return self._remembered(self.cond_in(global_cond))
-
-    def _remembered(self, tokens: Float[Tensor, "b m w"]) -> Float[Tensor, "b f"]:
-        return self.keys_and_values(self.memory(tokens)).flatten(1)
+        return self.memory(self.encoder(self.cond_in(global_cond)))
 
     def joined(self, times: Float[Tensor, "*b f"], condition: Float[Tensor, "*b g"]) -> Float[Tensor, "*b f+g"]:
         return side_by_side(times, condition)
 
     def velocity(self, sample: Float[Tensor, "b h a"], features: Float[Tensor, "b f"]) -> Float[Tensor, "b h a"]:
         check_chunk(sample, self.chunk_shape)
-        memories = features.unflatten(1, self.memory_shape).unbind(2)
         hidden = self.sample_in(sample) + self.place
-        for layer, memory in zip(self.layers, memories, strict=True):
+        for layer, memory in zip(self.layers, self.memory.read(features), strict=True):
             hidden = layer(hidden, memory)
         return self.out(hidden)

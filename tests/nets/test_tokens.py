@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -17,7 +19,7 @@ from nets import (
     TransformerConfig,
     VelocityTransformer,
 )
-from nets.attention import CrossAttention, SelfAttention
+from nets.attention import CrossAttention, Memory, SelfAttention
 from nets.tokens import ConditionTokens
 
 LAYOUT = CondLayout(frames=2, parts=(Part(1, 3), Part(2, 4)))  # frames of 3 + 8 numbers, 22 in all, 6 tokens
@@ -66,8 +68,22 @@ def test_cross_attention_by_hand():
     for linear in (layer.query, layer.out):
         nn.init.ones_(linear.weight)
         nn.init.zeros_(linear.bias)
-    memory = torch.tensor([[[0.0, 8.0], [torch.tensor(3.0).log(), 4.0]]])
+    keys, values = torch.tensor([0.0, math.log(3)]), torch.tensor([8.0, 4.0])
+    memory = torch.stack((keys, values)).reshape(2, 1, 1, 2, 1)
     assert layer(torch.ones(1, 1, 1), memory).item() == pytest.approx(8 / 4 + 4 * 3 / 4)
+
+
+def test_a_memory_gives_every_block_its_keys_and_values_by_head():
+    # the layer's rows are block by block, in each the keys of all heads, then the values
+    memory, tokens = Memory(6, heads=2, depth=3), torch.randn(4, 5, 6)
+    blocks = memory.read(memory(tokens))
+    assert len(blocks) == 3
+    for block in range(3):
+        for which in range(2):
+            for head in range(2):
+                rows = slice(12 * block + 6 * which + 3 * head, 12 * block + 6 * which + 3 * head + 3)
+                expected = tokens @ memory.weight[rows].T + memory.bias[rows]
+                torch.testing.assert_close(blocks[block][which][:, head], expected)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():
