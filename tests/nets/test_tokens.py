@@ -20,6 +20,7 @@ from nets import (
     VelocityTransformer,
 )
 from nets.attention import CrossAttention, Memory, SelfAttention
+from nets.dit import DiTBlock
 from nets.tokens import ConditionTokens
 
 LAYOUT = CondLayout(frames=2, parts=(Part(1, 3), Part(2, 4)))  # frames of 3 + 8 numbers, 22 in all, 6 tokens
@@ -93,6 +94,17 @@ def test_heads_that_do_not_divide_the_width_are_refused():
     ):
         with pytest.raises(ValueError, match="30 can't be split over 4 heads"):
             make()
+
+
+def test_a_dit_block_is_shift_scale_and_gate_of_three_layers_in_turn():
+    block, x, memory = DiTBlock(8, heads=2), torch.randn(3, 5, 8), torch.randn(2, 3, 2, 4, 4)
+    shares = torch.randn(3, 9 * 8)
+    vectors = iter(shares.split(8, dim=1))
+    expected = x
+    for layer in (block.among, lambda y: block.across(y, memory), block.feed_forward):
+        shift, scale, gate = (next(vectors)[:, None] for _ in range(3))
+        expected = expected + gate * layer(F.layer_norm(expected, (8,)) * (1 + scale) + shift)
+    torch.testing.assert_close(block(x, shares, memory), expected)
 
 
 def test_a_new_dit_is_its_first_and_last_layer():
