@@ -7,7 +7,6 @@ A config composes smaller ones as `env: Flat[EnvConfig]`: nested and typed in co
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -19,15 +18,29 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast, get_type_hints
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
 from reinflow.compatibility import completed
 from reinflow.errors import UserError
+from reinflow.flags import (
+    as_flags,
+    as_words,
+    check_unique_flags,
+    chosen_names,
+    flag_owners,
+    flat_fields,
+    narrowed,
+    owners_of,
+    refuse_options_of_others,
+    set_flags,
+    widened,
+    with_flags,
+)
 
-__all__ = ["Flat", "as_flags", "flat_fields", "parse", "run_script", "with_flags"]
+__all__ = ["Flat", "as_flags", "as_words", "flat_fields", "parse", "run_script", "with_flags"]
 
 C = TypeVar("C")
 
@@ -134,24 +147,33 @@ def parse(
     description: str | None = None,
 ) -> C:
     """The config that `arguments` describe; tyro prints the reason and exits 2 where they don't parse."""
-    check_unique_flags(config_type)
-    presets = presets or {}
-    arguments = open_switches_answered(config_type, arguments)
-    name, rest = split_option("preset", arguments) if presets else (None, arguments)
-    resume = split_option("resume", arguments)[0] if has_flag(config_type, "resume") else None
-    options: dict[str, Any] = {"args": rest, "use_underscores": True, "description": description}
-    if presets:
-        configs = {key: resolve_preset(config_type, preset) for key, preset in presets.items()}
-        options["description"] = f"{description or ''}\n\n{describe_presets(config_type(), configs)}"
-        if name is not None and name not in configs:
-            raise UserError(f"--preset {name} is unknown: choose one of {', '.join(configs)}")
-        if name is not None:
-            options["default"] = configs[name]
-    if resume is not None:
-        if name is not None:
-            raise UserError("--resume takes the flags of the run it continues: leave --preset out")
-        options["default"] = saved_config(config_type, Path(resume))
-    return tyro.cli(config_type, **options)
+    base = config_type()
+    configs = {key: resolve_preset(base, preset) for key, preset in (presets or {}).items()}
+    name, rest = split_option("preset", arguments) if configs else (None, list(arguments))
+    resume = split_option("resume", arguments)[0] if "resume" in dict(flat_fields(base)) else None
+    if configs:
+        description = f"{description or ''}\n\n{describe_presets(base, configs)}"
+    if resume is not None and name is not None:
+        raise UserError("--resume takes the flags of the run it continues: leave --preset out")
+    if name is not None and name not in configs:
+        raise UserError(f"--preset {name} is unknown: choose one of {', '.join(configs)}")
+    start = saved_config(base, Path(resume)) if resume is not None else configs[name] if name is not None else base
+    start = with_choices(start, rest)
+    refuse_options_of_others(start, rest)
+    shown = narrowed(start)
+    check_unique_flags(type(shown))
+    words = open_switches_answered(type(shown), rest)
+    return widened(tyro.cli(type(shown), default=shown, args=words, use_underscores=True, description=description))
+
+
+def with_choices(config: C, arguments: Sequence[str]) -> C:
+    """`config` after the choices that are among the arguments: they decide which other flags there are."""
+    while True:
+        given = {registry.flag: split_option(registry.flag, arguments)[0] for registry, _ in chosen_names(config)}
+        changed = set_flags(config, {flag: name for flag, name in given.items() if name is not None})
+        if changed == config:
+            return changed
+        config = changed
 
 
 def open_switches_answered(config_type: type, arguments: Sequence[str]) -> list[str]:
@@ -176,10 +198,10 @@ def split_option(option: str, arguments: Sequence[str]) -> tuple[str | None, lis
     for argument in arguments:
         if pending:
             value, pending = argument, False
-        elif argument == f"--{option}":
+        elif argument.replace("-", "_") == f"__{option}":
             pending = True
-        elif argument.startswith(f"--{option}="):
-            value = argument.removeprefix(f"--{option}=")
+        elif argument.split("=")[0].replace("-", "_") == f"__{option}":
+            value = argument.split("=", 1)[1]
         else:
             rest.append(argument)
     if pending:
@@ -187,69 +209,28 @@ def split_option(option: str, arguments: Sequence[str]) -> tuple[str | None, lis
     return value, rest
 
 
-def saved_config(config_type: type[C], run_dir: Path) -> C:
-    """The config that a run's config.json holds; UserError where that isn't one of this script."""
+def saved_config(base: C, run_dir: Path) -> C:
+    """The config that a run's config.json holds; UserError where that isn't one of this script.
+
+    Earlier versions also saved the options of what wasn't chosen.
+    """
     try:
         saved = json.loads((run_dir / "config.json").read_text())["flags"]
-        defaults = dict(flat_fields(config_type()))
+        defaults = dict(flat_fields(set_flags(base, {r.flag: saved[r.flag] for r, _ in chosen_names(base)})))
         saved = completed(saved, defaults)
-        flags = {name: tuple(value) if isinstance(defaults[name], tuple) else value for name, value in saved.items()}
+        others = {name for name in saved if name not in defaults and owners_of(base, name)}
+        flags = {
+            name: tuple(value) if isinstance(defaults[name], tuple) else value
+            for name, value in saved.items()
+            if name not in others
+        }
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"--resume {run_dir} is not a run of this script and version: check its config.json") from None
-    return with_flags(config_type(), flags)
+    return with_flags(base, flags)
 
 
-def resolve_preset(config_type: type[C], preset: C | Mapping[str, Any]) -> C:
-    return with_flags(config_type(), preset) if isinstance(preset, Mapping) else preset
-
-
-def with_flags(config: C, flags: Mapping[str, Any]) -> C:
-    """A copy of a nested config with some of its flat flags set.
-
-    Raises ValueError for a flag that doesn't exist.
-    """
-    known = {name for name, _ in flat_fields(config)}
-    if unknown := set(flags) - known:
-        raise ValueError(f"{type(config).__name__} has no flag {', '.join(sorted(unknown))}")
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(cast(Any, config)):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            inner = {name for name, _ in flat_fields(value)} & set(flags)
-            if inner:
-                changes[field.name] = with_flags(value, {name: flags[name] for name in inner})
-        elif field.name in flags:
-            changes[field.name] = flags[field.name]
-    return dataclasses.replace(cast(Any, config), **changes)
-
-
-def flat_fields(config: Any) -> Iterator[tuple[str, Any]]:
-    """Every flag of a nested config with its value, in the order of `--help`."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from flat_fields(value)
-        else:
-            yield field.name, value
-
-
-def as_flags(config: Any, base: Any) -> list[str]:
-    """The command-line words that turn `base` into `config`."""
-    pairs = zip(flat_fields(config), flat_fields(base), strict=True)
-    return as_words({name: value for (name, value), (_, old) in pairs if value != old})
-
-
-def as_words(flags: Mapping[str, Any]) -> list[str]:
-    """Flags by name as command-line words."""
-    words: list[str] = []
-    for name, value in flags.items():
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        elif isinstance(value, (tuple, list)):
-            words += [f"--{name}", *map(str, value)]
-        else:
-            words += [f"--{name}", str(value)]
-    return words
+def resolve_preset(base: C, preset: C | Mapping[str, Any]) -> C:
+    return with_flags(base, preset) if isinstance(preset, Mapping) else preset
 
 
 def describe_presets(base: Any, presets: Mapping[str, Any]) -> str:
@@ -257,28 +238,3 @@ def describe_presets(base: Any, presets: Mapping[str, Any]) -> str:
     lines = ["--preset NAME sets the flags below; flags given besides it win."]
     lines += [f"{name}: {shlex.join(as_flags(config, base)) or '(the defaults)'}" for name, config in presets.items()]
     return "\n\n".join(lines)
-
-
-def check_unique_flags(config_type: type) -> None:
-    """Raise ValueError where two nested configs define the same flag: one would hide the other."""
-    owners: dict[str, str] = {"preset": "run_script"}
-    for name, owner, _ in flag_owners(config_type):
-        if name in owners:
-            raise ValueError(f"--{name} is defined by both {owners[name]} and {owner}: rename one of the two fields")
-        owners[name] = owner
-
-
-def has_flag(config_type: type, flag: str) -> bool:
-    return any(name == flag for name, *_ in flag_owners(config_type))
-
-
-def flag_owners(config_type: type) -> Iterator[tuple[str, str, Any]]:
-    """Every flag with the config that has it and its type."""
-    hints = get_type_hints(config_type)
-    for field in dataclasses.fields(config_type):
-        if not field.init:
-            continue
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from flag_owners(hints[field.name])
-        else:
-            yield field.name, config_type.__name__, hints[field.name]

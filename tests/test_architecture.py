@@ -11,7 +11,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = {f"reinflow.{name}" for name in ("types", "errors", "interrupts", "rng", "distributed", "trees", "acceleration")}
+CORE = {
+    f"reinflow.{name}"
+    for name in (
+        "types",
+        "errors",
+        "registry",
+        "interrupts",
+        "rng",
+        "distributed",
+        "trees",
+        "acceleration",
+    )
+}
 TENSORS = {"torch", "numpy", "jaxtyping", "einops"}
 SIMULATOR = {"mani_skill", "sapien", "gymnasium"}
 
@@ -23,7 +35,9 @@ MAY_IMPORT = {
     "reinflow/watch.py": {"torch"},
     "reinflow/trees.py": {"torch"},
     "reinflow/acceleration.py": {"torch", "reinflow.trees"},
-    "reinflow/cli.py": {"tyro", "reinflow.errors"},
+    "reinflow/registry.py": {"reinflow.errors"},
+    "reinflow/flags.py": {"tyro", "reinflow.errors", "reinflow.registry"},
+    "reinflow/cli.py": {"tyro", "reinflow.errors", "reinflow.flags"},
     "reinflow/envs": CORE
     | TENSORS
     | SIMULATOR
