@@ -19,7 +19,7 @@ from reinflow.data.config import DemoConfig
 from reinflow.envs import EnvConfig
 from reinflow.evaluation import EvalConfig
 from reinflow.loops import OfflineConfig
-from reinflow.policies import PolicyConfig, ShortcutConfig
+from reinflow.policies import PolicyConfig
 from reinflow.presets import WEIGHTED_PRESETS
 from reinflow.run import RunConfig
 
@@ -36,7 +36,6 @@ class Config:
     env: Flat[EnvConfig] = field(default_factory=EnvConfig)
     demos: Flat[DemoConfig] = field(default_factory=DemoConfig)
     policy: Flat[PolicyConfig] = field(default_factory=PolicyConfig)
-    shortcut: Flat[ShortcutConfig] = field(default_factory=ShortcutConfig)
     bc: Flat[BCConfig] = field(default_factory=BCConfig)
     awr: Flat[AWRConfig] = field(default_factory=AWRConfig)
     critics: Flat[CriticConfig] = field(default_factory=CriticConfig)
@@ -89,8 +88,7 @@ def main(config: Config) -> None:
                 still=env.spec.still,
                 **horizons,
             )
-            options = {"config": config.shortcut} if spec.family == "shortcut" else {}
-            policy = build_policy(spec, **options).to(run.device)
+            policy = build_policy(spec).to(run.device)
             if checkpoint:
                 load_state_(policy, checkpoint.policy_state, f"the policy of {config.pretrained_path}")
             else:

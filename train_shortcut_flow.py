@@ -16,7 +16,7 @@ from reinflow.data.config import DemoConfig
 from reinflow.envs import EnvConfig
 from reinflow.evaluation import EvalConfig
 from reinflow.loops import OfflineConfig
-from reinflow.policies import PolicyConfig, ShortcutConfig
+from reinflow.policies import PolicyConfig
 from reinflow.presets import CLONING_PRESETS
 from reinflow.run import RunConfig
 
@@ -31,7 +31,6 @@ class Config:
     env: Flat[EnvConfig] = field(default_factory=EnvConfig)
     demos: Flat[DemoConfig] = field(default_factory=DemoConfig)
     policy: Flat[PolicyConfig] = field(default_factory=PolicyConfig)
-    shortcut: Flat[ShortcutConfig] = field(default_factory=ShortcutConfig)
     bc: Flat[BCConfig] = field(default_factory=BCConfig)
     offline: Flat[OfflineConfig] = field(default_factory=OfflineConfig)
     evaluation: Flat[EvalConfig] = field(default_factory=EvalConfig)
@@ -70,8 +69,7 @@ def main(config: Config) -> None:
                 still=env.spec.still,
                 **horizons,
             )
-            options = {"config": config.shortcut} if spec.family == "shortcut" else {}
-            policy = build_policy(spec, **options).to(run.device)
+            policy = build_policy(spec).to(run.device)
             policy.fit_normalizers_(*dataset.statistics())
             learner = BehaviorCloning(policy, config.bc, config.offline.total_iters)
             with filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed) as camera:

@@ -27,7 +27,7 @@ def make_agent(
 ) -> ReinFlowAgent:
     """With the default network; a horizon of 16 executes 8 steps and sees 2 frames, as in the guide."""
     torch.manual_seed(0)
-    spec = PolicySpec(
+    spec = PolicySpec.of(
         net=net,
         obs_horizon=2,
         act_horizon=horizon // 2,

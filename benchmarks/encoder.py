@@ -7,21 +7,22 @@ from torch import Tensor
 
 from benchmarks._agents import device
 from benchmarks._compare import Comparison, Variant, compare, parser, report
-from nets.vision import VISUAL_ENCODERS, pixels
+from nets.vision import pixels
+from reinflow.policies import ENCODERS
 
 
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--batch", type=int, default=64, help="pictures")
     flags.add_argument("--size", type=int, default=128, help="pixels of a side")
-    flags.add_argument("--encoder", nargs="+", default=list(VISUAL_ENCODERS), help="encoders")
+    flags.add_argument("--encoder", nargs="+", default=list(ENCODERS), help="encoders")
     args = flags.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     comparisons: list[Comparison] = []
     for name in args.encoder:
         torch.manual_seed(0)
-        encoder = VISUAL_ENCODERS[name](3, 256, (args.size, args.size)).to(device())
+        encoder = ENCODERS[name].build(3, 256, (args.size, args.size)).to(device())
         shape = (args.batch, 1, args.size, args.size, 3)
         stored = torch.randint(0, 256, shape, dtype=torch.uint8, device=device())
 

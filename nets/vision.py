@@ -11,8 +11,6 @@ from jaxtyping import Float, Int16, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nets.vit import ViT
-
 MILLIMETRES = 1000.0
 
 
@@ -153,10 +151,3 @@ def keep_variance_(encoder: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if isinstance(layer, nn.Linear) else "relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-
-
-VISUAL_ENCODERS: dict[str, type[PlainConv] | type[ResNet18] | type[ViT]] = {
-    "plain_conv": PlainConv,
-    "resnet18": ResNet18,
-    "vit": ViT,
-}

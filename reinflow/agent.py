@@ -76,7 +76,7 @@ class ReinFlowAgent(nn.Module):
 
         TypeError for any other name.
         """
-        spec = PolicySpec(
+        spec = PolicySpec.of(
             net="unet" if isinstance(velocity_net, ShortCutVelocityUNet1D) else "mlp",
             obs_horizon=1,
             act_horizon=act_horizon,

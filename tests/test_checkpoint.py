@@ -21,7 +21,7 @@ from reinflow.policies.spec import PolicySpec
 from reinflow.sealed import seal, unseal
 from reinflow.types import EnvSpec, Objective
 
-SPEC = PolicySpec(
+SPEC = PolicySpec.of(
     family="shortcut", net="mlp", state_dim=3, action_dim=2, obs_horizon=2, act_horizon=2, pred_horizon=4,
     num_inference_steps=2, mlp_hidden_dim=16, mlp_depth=1, diffusion_step_embed_dim=8,
 )  # fmt: skip

@@ -42,7 +42,7 @@ def random_policy(spec: EnvSpec, net: str = "mlp") -> Policy:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         size = {"mlp_hidden_dim": 64, "mlp_depth": 2, "unet_dims": (16, 32)}
-        config = PolicyConfig(net=net, obs_horizon=2, act_horizon=4, pred_horizon=8, **size)
+        config = PolicyConfig.of(net=net, obs_horizon=2, act_horizon=4, pred_horizon=8, **size)
         policy = build_policy(config.for_env(spec, 4))
         policy.fit_normalizers_(torch.randn(64, spec.state_dim), torch.rand(64, spec.action_dim) * 2 - 1)
         for parameter in policy.parameters():

@@ -49,7 +49,7 @@ class Watch(TorchDispatchMode):
 
 def make_agent(net: str = "mlp", num_steps: int = 4) -> ReinFlowAgent:
     torch.manual_seed(0)
-    spec = PolicySpec(
+    spec = PolicySpec.of(
         net=net, obs_horizon=1, act_horizon=4, pred_horizon=4, state_dim=9, action_dim=3, unet_dims=(16, 32),
         mlp_hidden_dim=32, num_inference_steps=num_steps,
     )  # fmt: skip

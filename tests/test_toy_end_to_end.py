@@ -23,7 +23,7 @@ from reinflow.policies import Policy, PolicySpec, build_policy
 from reinflow.types import ChunkEnv
 
 NUM_ENVS, DECISIONS = 128, 24
-SPEC = PolicySpec(
+SPEC = PolicySpec.of(
     net="mlp",
     state_dim=3,
     action_dim=2,

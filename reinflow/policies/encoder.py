@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nets.normalize import MeanStdNormalizer, PictureNormalizer
-from nets.vision import VISUAL_ENCODERS, pixel_channels, pixels
+from nets.vision import pixel_channels, pixels
 from reinflow.errors import UserError
+from reinflow.policies.parts import ENCODERS
 from reinflow.policies.spec import PolicySpec
 from reinflow.types import ImageSpec, Obs
 
@@ -52,6 +53,6 @@ class ObsEncoder(nn.Module):
 def visual_encoder(spec: PolicySpec, image: ImageSpec, channels: int) -> nn.Module:
     """UserError for pictures that are too small for the chosen encoder."""
     try:
-        return VISUAL_ENCODERS[spec.visual_encoder](channels, spec.visual_feature_dim, (image.height, image.width))
+        return ENCODERS[spec.visual_encoder].build(channels, spec.visual_feature_dim, (image.height, image.width))
     except ValueError as error:
         raise UserError(f"--visual_encoder {spec.visual_encoder}: {error}") from None

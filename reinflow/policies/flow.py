@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from nets.velocity import VelocityNet
 from reinflow.policies.base import Policy
+from reinflow.policies.parts import FamilyConfig
 
 
 def time_grid(num_steps: int, device: torch.device | None = None) -> tuple[Float[Tensor, "k"], float]:
@@ -23,6 +25,11 @@ def interpolate(
 ) -> Float[Tensor, "b h a"]:
     """x_t = (1 - t) x_0 + t x_1"""
     return torch.lerp(x_0, x_1, t[:, None, None])
+
+
+@dataclass(frozen=True)
+class FlowConfig(FamilyConfig):
+    """Options of a flow."""
 
 
 class FlowPolicy(Policy):

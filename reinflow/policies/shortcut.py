@@ -14,13 +14,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from reinflow.errors import UserError
-from reinflow.policies.flow import FlowPolicy, interpolate
+from reinflow.policies.flow import FlowConfig, FlowPolicy, interpolate
 from reinflow.policies.spec import PolicySpec
 
 
 @dataclass(frozen=True)
-class ShortcutConfig:
+class ShortcutConfig(FlowConfig):
     """Training targets of the ShortCut Flow."""
+
+    max_denoising_steps: int = 8
+    """N: the smallest bootstrapped step is 1/N"""
+    step_size_mode: Literal["power2", "uniform", "fixed"] = "power2"
+    """step sizes that are trained: 1/2^i, 1/n for any n up to N, or 1/N alone"""
 
     self_consistency_k: float = 0.25
     """share of rows trained on bootstrap targets"""
@@ -38,6 +43,8 @@ class ShortcutConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.self_consistency_k <= 1:
             raise UserError(f"--self_consistency_k {self.self_consistency_k} must be from 0 to 1")
+        if self.max_denoising_steps < 1:
+            raise UserError(f"--max_denoising_steps {self.max_denoising_steps} must be at least 1")
         if self.teacher_steps < 2:
             raise UserError(f"--teacher_steps {self.teacher_steps} must be at least 2: one step would teach nothing")
 
@@ -45,16 +52,16 @@ class ShortcutConfig:
 class Shortcut(FlowPolicy):
     """Regressable and Samplable in any number of steps."""
 
-    def __init__(self, spec: PolicySpec, net: nn.Module, config: ShortcutConfig | None = None):
+    def __init__(self, spec: PolicySpec, net: nn.Module):
         super().__init__(spec, net)
-        self.config = config or ShortcutConfig()
+        self.config: ShortcutConfig = spec.family_options
 
     def trained_steps(self, device: torch.device | None = None) -> Int[Tensor, "n"]:
         """Numbers of steps 1/d whose step size d bootstrap rows train."""
-        most = self.spec.max_denoising_steps
-        if self.spec.step_size_mode == "power2":
+        most = self.config.max_denoising_steps
+        if self.config.step_size_mode == "power2":
             return 2 ** torch.arange(most.bit_length(), device=device)
-        if self.spec.step_size_mode == "uniform":
+        if self.config.step_size_mode == "uniform":
             return torch.arange(1, most + 1, device=device)
         return torch.full((1,), most, device=device)
 

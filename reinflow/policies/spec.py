@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
+
+from typing_extensions import Self
 
 from reinflow.errors import UserError
+from reinflow.flags import flat_fields, owners_of, set_flags
+from reinflow.policies.parts import ENCODERS, FAMILIES, NETS, PartConfig
+from reinflow.registry import Choosing, options_of
 from reinflow.types import EnvSpec, ImageSpec
 
 ADDED_LATER = {
@@ -13,14 +18,9 @@ ADDED_LATER = {
     "visual_encoder": "plain_conv",
     "visual_feature_dim": 256,
     "max_depth": 2.0,
-    "max_denoising_steps": 8,
-    "step_size_mode": "power2",
     "initial_noise_scale": 1.0,
 }
 """fields that a checkpoint may lack because it is older than they are, and what it meant without them"""
-
-INITIAL_NOISE_SCALES = {"shortcut": 1.0, "reflow": 1.0}
-"""what a new policy of a family starts its chains with; 1 where a family is not listed"""
 
 
 def executed_slice(obs_horizon: int, act_horizon: int) -> slice:
@@ -29,49 +29,47 @@ def executed_slice(obs_horizon: int, act_horizon: int) -> slice:
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
+class PolicyConfig(Choosing):
     """Family, network and horizons of a policy; Stage 1 chooses them, later stages read them from the checkpoint."""
 
-    family: Literal["shortcut", "reflow", "gaussian"] = "shortcut"
-    """policy family"""
-    net: Literal["unet", "mlp", "preact", "transformer", "dit"] = "unet"
-    """velocity network: `unet` is ShortCutVelocityUNet1D, `mlp` the fast choice for state observations, `preact` the
-    MLP of DPPO and DMPO; `transformer` and `dit` attend to the observations as tokens"""
+    family: str = "shortcut"
+    """policy family; each has flags of its own"""
+    net: str = "unet"
+    """velocity network, with flags of its own: `unet` is ShortCutVelocityUNet1D, `mlp` the fast choice for states,
+    `preact` the MLP of DPPO and DMPO; `transformer` and `dit` attend to the observations as tokens"""
     obs_horizon: int = 2
     """observations the policy sees"""
     act_horizon: int = 8
     """env steps executed of each predicted chunk"""
     pred_horizon: int = 16
     """env steps predicted; at least obs_horizon - 1 + act_horizon"""
-    diffusion_step_embed_dim: int = 64
-    """width of the embedding of flow time and step size"""
-    unet_dims: tuple[int, ...] = (64, 128, 256)
-    """UNet channels per level; pred_horizon must be a multiple of 2 ** (levels - 1)"""
-    n_groups: int = 8
-    """GroupNorm groups of the UNet"""
-    mlp_hidden_dim: int = 256
-    """width of the MLP"""
-    mlp_depth: int = 3
-    """residual layers of the MLP"""
-    visual_encoder: Literal["plain_conv", "resnet18", "vit"] = "plain_conv"
+    visual_encoder: str = "plain_conv"
     """network over the pictures of an image observation; resnet18 has GroupNorm and 20 times the cost, vit is DPPO's"""
     visual_feature_dim: int = 256
     """numbers that it makes of the pictures of one frame"""
     max_depth: float = 2.0
     """metres at which depth pictures saturate"""
-    max_denoising_steps: int = 8
-    """N of the shortcut family: the smallest bootstrapped step is 1/N"""
-    step_size_mode: Literal["power2", "uniform", "fixed"] = "power2"
-    """step sizes that it trains: 1/2^i, 1/n for any n up to N, or 1/N alone"""
     initial_noise_scale: float | None = None
     """std of the noise x_0 that a flow starts from when it acts, 0 to 1; cloning draws it with std 1 all the same.
     None is the family's, or in later stages the checkpoint's"""
+    family_options: Any = options_of(FAMILIES)
+    net_options: Any = options_of(NETS)
+    visual_encoder_options: Any = options_of(ENCODERS)
+
+    @classmethod
+    def of(cls, **flags: Any) -> Self:
+        """By flat flags, of which those of parts that aren't chosen have no effect. TypeError for any other name."""
+        spec = set_flags(cls(), flags)
+        known = {name for name, _ in flat_fields(spec)}
+        if unknown := [name for name in flags if name not in known and not owners_of(spec, name)]:
+            raise TypeError(f"a policy has no {', '.join(unknown)}")
+        return spec
 
     def for_env(self, env: EnvSpec, num_inference_steps: int) -> PolicySpec:
         """The complete spec for a task."""
         own = {field.name: getattr(self, field.name) for field in fields(PolicyConfig)}
         if self.initial_noise_scale is None:
-            own["initial_noise_scale"] = INITIAL_NOISE_SCALES.get(self.family, 1.0)
+            own["initial_noise_scale"] = self.family_options.noise_scale
         return PolicySpec(
             **own,
             state_dim=env.state_dim,
@@ -97,35 +95,21 @@ class PolicySpec(PolicyConfig):
     """the pictures that it sees beside the state"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         needed = self.obs_horizon - 1 + self.act_horizon
         if min(self.obs_horizon, self.act_horizon, self.num_inference_steps) < 1:
             raise UserError("--obs_horizon, --act_horizon and --num_inference_steps must be at least 1")
-        if not self.unet_dims or min(self.mlp_hidden_dim, self.mlp_depth, self.n_groups, *self.unet_dims) < 1:
-            raise UserError("--mlp_hidden_dim, --mlp_depth, --n_groups and every one of --unet_dims must be at least 1")
         if self.pred_horizon < needed:
             raise UserError(
                 f"--pred_horizon {self.pred_horizon} must be at least obs_horizon - 1 + act_horizon = {needed}"
             )
-        factor = 2 ** (len(self.unet_dims) - 1)
-        if self.net == "unet" and self.pred_horizon % factor:
-            raise UserError(
-                f"--pred_horizon {self.pred_horizon} must be a multiple of {factor} for a UNet of "
-                f"{len(self.unet_dims)} levels: change it or --unet_dims, or pass --net mlp"
-            )
-        if self.net == "unet" and any(width % self.n_groups for width in self.unet_dims):
-            raise UserError(f"each of --unet_dims {self.unet_dims} must be a multiple of --n_groups {self.n_groups}")
-        if self.diffusion_step_embed_dim < 4 or self.diffusion_step_embed_dim % 2:
-            raise UserError(
-                f"--diffusion_step_embed_dim {self.diffusion_step_embed_dim} must be an even number of at least 4"
-            )
-        if self.max_denoising_steps < 1:
-            raise UserError(f"--max_denoising_steps {self.max_denoising_steps} must be at least 1")
         if self.max_depth <= 0 or self.visual_feature_dim < 1:
             raise UserError("--max_depth and --visual_feature_dim must be positive")
         if not 0 <= self.initial_noise_scale <= 1:
             raise UserError(f"--initial_noise_scale {self.initial_noise_scale} must be from 0 to 1")
-        if self.family == "gaussian" and self.initial_noise_scale != 1:
-            raise UserError("--initial_noise_scale is for flows: a gaussian policy starts from no noise, leave it out")
+        for part in (self.family_options, self.net_options, self.visual_encoder_options):
+            if isinstance(part, PartConfig):
+                part.check(self)
 
     def starting_with(self, initial_noise_scale: float | None) -> PolicySpec:
         """This spec with another scale of x_0; None keeps its own."""
@@ -154,18 +138,29 @@ class PolicySpec(PolicyConfig):
         return (self.pred_horizon, self.action_dim)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"unet_dims": list(self.unet_dims)}
+        """As flat plain values, the options of the chosen parts among them."""
+        values = {name: plain(value) for name, value in flat_fields(replace(self, image=None))}
+        return values | {"image": None if self.image is None else asdict(self.image)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PolicySpec:
-        """UserError if a key is missing or unknown: the checkpoint is of another version."""
-        names = {field.name for field in fields(cls)}
-        data = ADDED_LATER | data
-        if missing := names - set(data):
+        """UserError if a value is missing or unknown: the checkpoint is of another version.
+
+        Earlier versions also stored options of networks that weren't chosen, and none of the family's.
+        """
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in (ADDED_LATER | data).items()}
+        image: Any = values.pop("image")
+        spec = set_flags(cls(), values)
+        known = {name for name, _ in flat_fields(spec)} - {"image"}
+        if missing := known - set(values) - {option.name for option in fields(spec.family_options)}:
             raise UserError(f"the checkpoint's policy lacks {', '.join(sorted(missing))}: train it again")
-        if unknown := set(data) - names:
+        if unknown := {name for name in values if name not in known and not owners_of(spec, name)}:
             raise UserError(f"the checkpoint's policy has unknown {', '.join(sorted(unknown))}: use its own version")
-        image = data["image"]
         if image is not None:
             image = ImageSpec(**image | {"cameras": tuple(image["cameras"])})
-        return cls(**data | {"unet_dims": tuple(data["unet_dims"]), "image": image})
+        return replace(spec, image=image)
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it."""
+    return list(value) if isinstance(value, tuple) else value

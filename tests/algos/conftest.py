@@ -37,7 +37,7 @@ def make_policy() -> Callable[..., Policy]:
             "mlp_depth": 1,
             "diffusion_step_embed_dim": 16,
         }
-        policy = build_policy(PolicySpec(family=family, **sizes | changes))
+        policy = build_policy(PolicySpec.of(family=family, **sizes | changes))
         spec = policy.spec
         policy.fit_normalizers_(torch.randn(200, spec.state_dim), 2 * torch.rand(200, spec.action_dim) - 1)
         return policy

@@ -22,7 +22,7 @@ def chosen(name: str, **changes: object) -> DispersiveConfig:
 
 def make_policy(family: str = "shortcut", net: str = "mlp"):
     torch.manual_seed(0)
-    spec = PolicySpec(
+    spec = PolicySpec.of(
         family=family, net=net, state_dim=5, action_dim=3, obs_horizon=2, act_horizon=4, pred_horizon=8,
         unet_dims=(16, 32), mlp_hidden_dim=64, mlp_depth=2, diffusion_step_embed_dim=16,
     )  # fmt: skip

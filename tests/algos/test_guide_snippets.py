@@ -18,7 +18,7 @@ from reinflow.policies import Policy, PolicySpec, build_policy
 from reinflow.types import EnvSpec
 
 UNET = {"diffusion_step_embed_dim": 16, "down_dims": (16, 32), "n_groups": 8}
-SPEC = PolicySpec(
+SPEC = PolicySpec.of(
     obs_horizon=2, state_dim=128, action_dim=7, unet_dims=(16, 32), diffusion_step_embed_dim=16, num_inference_steps=4
 )
 

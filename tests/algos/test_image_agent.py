@@ -19,7 +19,7 @@ from reinflow.types import ImageSpec, Obs
 
 ENVS, DECISIONS, FRAMES = 4, 3, 2
 IMAGE = ImageSpec(("left", "hand"), 16, 24, rgb=True, depth=True)
-NET = PolicyConfig(
+NET = PolicyConfig.of(
     net="mlp",
     obs_horizon=FRAMES,
     act_horizon=2,

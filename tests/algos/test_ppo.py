@@ -13,8 +13,8 @@ from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO, clipped_surrogate, scaled_log_ratio, std_percentiles
 from reinflow.algos.rollout import RolloutBuffer
 from reinflow.algos.schedules import NoiseConfig
+from reinflow.policies import FAMILIES
 
-FAMILIES = ["shortcut", "reflow", "gaussian"]
 Make = Callable[..., ReinFlowAgent]
 Fill = Callable[..., RolloutBuffer]
 

@@ -290,7 +290,7 @@ def refused(number: int, words: list[str], named: str, case: str) -> None:
 def other_dims(folder: Path) -> Path:
     """A checkpoint for an env with 42 state and 7 action numbers."""
     net: dict[str, Any] = {"net": "mlp", "mlp_hidden_dim": 16, "mlp_depth": 1, "diffusion_step_embed_dim": 8}
-    spec = PolicyConfig(**net, act_horizon=4, pred_horizon=8).for_env(SyntheticEnv(1).spec, 4)
+    spec = PolicyConfig.of(**net, act_horizon=4, pred_horizon=8).for_env(SyntheticEnv(1).spec, 4)
     policy = build_policy(spec)
     save_checkpoint(folder / "other.pt", Checkpoint(spec, SyntheticEnv(1).spec, policy.state_dict()))
     return folder / "other.pt"

@@ -21,7 +21,7 @@ from tests.waiting import HANGS
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "train_online_finetune.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-SPEC = PolicySpec(
+SPEC = PolicySpec.of(
     net="mlp", state_dim=3, action_dim=2, obs_horizon=1, act_horizon=4, pred_horizon=4, num_inference_steps=2,
     mlp_hidden_dim=32, mlp_depth=1,
 )  # fmt: skip

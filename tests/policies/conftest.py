@@ -30,7 +30,7 @@ def make_spec() -> Callable[..., PolicySpec]:
             "mlp_depth": 1,
             "diffusion_step_embed_dim": 16,
         }
-        return PolicySpec(family=family, net=net, **sizes | changes)
+        return PolicySpec.of(family=family, net=net, **sizes | changes)
 
     return build
 

@@ -11,7 +11,7 @@ from reinflow.errors import UserError
 from reinflow.policies import FAMILIES, PolicyConfig, PolicySpec, build_policy, make_stochastic
 from reinflow.policies.chain import sample_chain
 from reinflow.policies.ema import EMA
-from reinflow.policies.spec import INITIAL_NOISE_SCALES
+from reinflow.policies.flow import FlowConfig
 from reinflow.types import EnvSpec
 
 FLOWS = sorted(set(FAMILIES) - {"gaussian"})
@@ -89,7 +89,7 @@ def test_a_checkpoint_from_before_the_scale_means_1(make_spec):
 
 
 def test_a_new_policy_takes_the_given_scale_or_its_familys(monkeypatch):
-    monkeypatch.setitem(INITIAL_NOISE_SCALES, "reflow", 0.75)
+    monkeypatch.setattr(FlowConfig, "noise_scale", 0.75)
     assert PolicyConfig(family="reflow").for_env(TASK, 4).initial_noise_scale == 0.75
     assert PolicyConfig(family="reflow", initial_noise_scale=0.0).for_env(TASK, 4).initial_noise_scale == 0
     assert PolicyConfig(family="gaussian").for_env(TASK, 4).initial_noise_scale == 1

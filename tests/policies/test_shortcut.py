@@ -31,9 +31,8 @@ def constant(value):
 def shown(make_spec, rows=4000, **options):
     """Times and step sizes that the student sees in one loss, and those that its teacher sees."""
     student, teacher = constant(1.0), constant(1.0)
-    of_spec = {name: options.pop(name) for name in ("step_size_mode", "max_denoising_steps") if name in options}
-    spec = make_spec(**of_spec)
-    policy = Shortcut(spec, student, ShortcutConfig(**options))
+    spec = make_spec(**options)
+    policy = Shortcut(spec, student)
     policy.loss(torch.zeros(rows, 10), torch.zeros(rows, 8, 3), teacher=Shortcut(spec, teacher))
     return student.times, student.steps, teacher
 
@@ -122,7 +121,7 @@ def test_few_steps_of_an_untrained_size_are_warned_about_and_many_are_not(make_p
 @pytest.mark.parametrize("teacher_steps", [2, 3, 4, 8])
 @pytest.mark.parametrize("d", [1.0, 0.5, 0.25, 0.125])
 def test_for_a_constant_field_the_target_is_the_field(make_spec, teacher_steps, d):
-    policy = Shortcut(make_spec(), constant(0.7), ShortcutConfig(teacher_steps=teacher_steps))
+    policy = Shortcut(make_spec(teacher_steps=teacher_steps), constant(0.7))
     target = policy.bootstrap_target(
         policy, torch.randn(4, 8, 3), torch.zeros(4), torch.full((4,), d), torch.zeros(4, 10)
     )
@@ -132,7 +131,7 @@ def test_for_a_constant_field_the_target_is_the_field(make_spec, teacher_steps, 
 @pytest.mark.parametrize(("teacher_steps", "expected"), [(2, 1.25), (4, 1.44140625)])
 def test_bootstrap_target_of_a_growing_field_by_hand(make_spec, teacher_steps, expected):
     # v(x) = x from x = 1 over d = 1: v1 = 1, x = 1.5, v2 = 1.5, mean 1.25;  four steps: 1.25^4 - 1 = 1.44140625
-    policy = Shortcut(make_spec(), Field(lambda x: x), ShortcutConfig(teacher_steps=teacher_steps))
+    policy = Shortcut(make_spec(teacher_steps=teacher_steps), Field(lambda x: x))
     target = policy.bootstrap_target(policy, torch.ones(1, 8, 3), torch.zeros(1), torch.ones(1), torch.zeros(1, 10))
     torch.testing.assert_close(target, torch.full((1, 8, 3), expected))
 
@@ -141,16 +140,16 @@ def test_bootstrap_target_of_a_growing_field_by_hand(make_spec, teacher_steps, e
 def test_bootstrap_rows_are_weighted_errors_of_velocities_or_of_endpoints(make_spec, target_mode, scale):
     # student 1, teacher 3: velocities differ by 2, endpoints by 2d; shortcut_weight .5
     student = constant(1.0)
-    config = ShortcutConfig(self_consistency_k=1.0, shortcut_weight=0.5, target_mode=target_mode)
-    policy = Shortcut(make_spec(), student, config)
+    options = {"self_consistency_k": 1.0, "shortcut_weight": 0.5, "target_mode": target_mode}
+    policy = Shortcut(make_spec(**options), student)
     loss = policy.loss(torch.zeros(50, 10), torch.zeros(50, 8, 3), teacher=Shortcut(make_spec(), constant(3.0)))
     torch.testing.assert_close(loss, 0.5 * 4 * scale(student.steps) * torch.ones(50))
 
 
 def test_flow_rows_are_weighted_errors_against_data_minus_noise(make_spec):
     # a field of 0 on chunks of 0: the error is the square of the noise, mean 1
-    config = ShortcutConfig(self_consistency_k=0.0, flow_weight=3.0)
-    loss = Shortcut(make_spec(), constant(0.0), config).loss(torch.zeros(4000, 10), torch.zeros(4000, 8, 3))
+    spec = make_spec(self_consistency_k=0.0, flow_weight=3.0)
+    loss = Shortcut(spec, constant(0.0)).loss(torch.zeros(4000, 10), torch.zeros(4000, 8, 3))
     assert abs(loss.mean() - 3) < 0.05
 
 
@@ -168,7 +167,7 @@ def test_impossible_options_are_refused_by_name(options):
 
 def trained_on_two_modes(family, iterations):
     """The averaged weights after training on chunks that are -0.8 or 0.8 with equal probability."""
-    spec = PolicySpec(
+    spec = PolicySpec.of(
         family=family,
         net="mlp",
         obs_horizon=1,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reinflow.errors import UserError
-from reinflow.policies import PolicyConfig, PolicySpec, build_policy, executed_slice
+from reinflow.policies import PolicyConfig, PolicySpec, executed_slice
 from reinflow.policies.chain import scored_dims
 from reinflow.types import EnvSpec
 
@@ -76,9 +76,9 @@ def test_impossible_sizes_are_refused_with_the_flag_to_change(make_spec, changes
 
 def test_an_unknown_family_or_network_is_refused_with_the_choices(make_spec):
     with pytest.raises(UserError, match="shortcut, reflow, gaussian"):
-        build_policy(make_spec(family="diffusion"))
+        make_spec(family="diffusion")
     with pytest.raises(UserError, match="unet, mlp"):
-        build_policy(make_spec(net="lstm"))
+        make_spec(net="percolator")
 
 
 def test_a_config_becomes_a_spec_with_the_dimensions_of_the_task():

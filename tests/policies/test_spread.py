@@ -13,7 +13,7 @@ from reinflow.policies import Policy, PolicySpec, build_policy
 from reinflow.policies.spread import LONELY, action_spread, loneliness
 from tests.fork import ForkEnv, fork_demos
 
-SPEC = PolicySpec(
+SPEC = PolicySpec.of(
     net="mlp", state_dim=3, action_dim=2, obs_horizon=1, act_horizon=4, pred_horizon=4, num_inference_steps=4,
     mlp_hidden_dim=128, mlp_depth=2,
 )  # fmt: skip

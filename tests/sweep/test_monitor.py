@@ -77,7 +77,7 @@ def test_a_folder_without_a_sweep_is_a_sentence(tmp_path):
 
 def toy_checkpoint(path: Path) -> Path:
     env = make_env(EnvConfig("Toy-v0"), 1, act_horizon=4, obs_horizon=1, gamma=1.0)
-    spec = PolicySpec(
+    spec = PolicySpec.of(
         net="mlp", obs_horizon=1, act_horizon=4, pred_horizon=4, mlp_hidden_dim=16, mlp_depth=1,
         state_dim=env.spec.state_dim, action_dim=env.spec.action_dim,
     )  # fmt: skip

@@ -1,0 +1,40 @@
+"""What a policy is made of, by name: families, networks and image encoders.
+
+The entries are added where they are defined (`reinflow/policies/__init__.py` lists them), one line each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from reinflow.registry import Registry
+
+if TYPE_CHECKING:
+    from reinflow.policies.spec import PolicySpec
+
+
+@dataclass(frozen=True)
+class PartConfig:
+    """Options of a part; one without options has this one."""
+
+    def check(self, spec: PolicySpec) -> None:
+        """UserError where these options and the rest of a spec contradict each other."""
+
+
+@dataclass(frozen=True)
+class FamilyConfig(PartConfig):
+    """Options of a policy family."""
+
+    noise_scale: ClassVar[float] = 1.0
+    """`initial_noise_scale` of a new policy, where none is given"""
+
+
+FAMILIES: Registry[Any] = Registry("policy family", flag="family")
+"""build(spec, net) -> Policy"""
+NETS: Registry[nn.Module] = Registry("network", flag="net")
+"""build(spec) -> a VelocityNet"""
+ENCODERS: Registry[nn.Module] = Registry("image encoder", flag="visual_encoder")
+"""build(in_channels, out_dim, (height, width)) -> pictures to features; ValueError for pictures that are too small"""
