@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from nets.critic import PrivilegedValueNetwork
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO, clipped_surrogate, scaled_log_ratio, std_percentiles
 from reinflow.algos.rollout import RolloutBuffer
@@ -286,3 +287,40 @@ def test_micro_batches_give_the_gradient_and_the_metrics_of_the_whole_minibatch(
     for one, other in zip(whole_agent.parameters(), agent.parameters(), strict=True):
         if one.grad is not None:
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_metrics_of_an_update_leave_out_what_is_not_valid(make_agent: Make, fill: Fill):
+    agent = make_agent()
+    buffer = fill(agent)
+    left_out = torch.zeros_like(buffer.data["valid"], dtype=torch.bool)
+    left_out[2, 1:3] = left_out[5, 0] = True
+    for name, value in (("valid", 0.0), ("value", 1e4), ("stds", 1e4), ("returns", -1e4), ("actions", 1e4)):
+        buffer.data[name][left_out] = value
+    data = {name: entry[~left_out].double() for name, entry in buffer.data.items()}
+    metrics = PPO(agent, agent.config).update(buffer, critic_only=True)
+    explained = 1 - (data["returns"] - data["value"]).var() / data["returns"].var()
+    assert metrics["explained_variance"].item() == pytest.approx(explained.item(), rel=1e-4)
+    assert metrics["value_mean"].item() == pytest.approx(data["value"].mean().item(), rel=1e-4)
+    assert metrics["advantage_std"].item() == pytest.approx(data["advantages"].std().item(), rel=1e-4)
+    clipped = (data["actions"][:, -1].abs() > 1).double().mean()
+    assert metrics["action_clip_fraction"].item() == pytest.approx(clipped.item(), rel=1e-4)
+
+
+def test_a_decision_without_outcome_is_no_part_of_the_noise_that_is_shown(make_agent: Make, fill: Fill):
+    agent = make_agent()
+    buffer = fill(agent)
+    buffer.data["valid"][1] = 0.0
+    buffer.data["stds"][1] = 1e4
+    assert PPO(agent, agent.config).update(buffer)["noise_std_p95"] < 10
+
+
+def test_a_critic_of_the_full_state_is_normalised_by_usable_decisions_alone(make_agent: Make, fill: Fill):
+    agent = make_agent(ppo_epochs=1)
+    buffer = fill(agent)
+    agent.critic = PrivilegedValueNetwork(2)
+    seen = torch.rand(*buffer.data["valid"].shape, 2)
+    buffer.data["valid"][3] = 0.0
+    buffer.data["critic_obs"] = torch.where(buffer.data["valid"][..., None] > 0, seen, 1e6)
+    PPO(agent, agent.config).update(buffer, critic_only=True)
+    kept = seen[buffer.data["valid"] > 0]
+    torch.testing.assert_close(agent.critic.normalizer.shift, kept.mean(0))
