@@ -102,7 +102,7 @@ def test_the_next_stage_reproduces_the_success_that_the_checkpoint_recorded(pass
     assert first["eval/return"] == pytest.approx(recorded[-1]["eval/return"], abs=1e-4)
 
 
-def test_stage_2_hands_over_its_trained_value_whichever_policy_was_the_best(passed: Path):
+def test_stage_2_hands_over_its_trained_value_beside_the_pretrained_policy(passed: Path):
     # no policy succeeds in 12 steps, so the pretrained one, whose V was untrained at that time, stays the best
     run = passed / "runs" / "aw_shortcut_flow-PickCube-v1-seed0"
     best, last = load_checkpoint(run), latest_training(run)
