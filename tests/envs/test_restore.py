@@ -17,6 +17,7 @@ from reinflow.envs.workers import WorkerChunkEnv
 from reinflow.envs.wrappers import ActionChunk
 from reinflow.trees import copied, join, split
 from reinflow.types import ChunkEnv
+from tests.envs.test_episode_start import shaky_grasp
 
 LIMIT, CHUNK = 22, 4
 """an episode ends in the middle of a chunk, after the gripper has closed"""
@@ -98,6 +99,33 @@ def test_a_grasped_cube_is_still_grasped_in_the_restored_env():
     lift = torch.zeros(6, 2, 1, 7)
     lift[..., 2], lift[..., 6] = 0.5, -1.0
     assert all(torch.equal(a, b) for a, b in zip(play(other, lift), play(left, lift), strict=True))
+    left.close()
+    other.close()
+
+
+@pytest.mark.parametrize(("backend", "num_envs", "seed"), [("physx_cpu_batched", 8, 0), ("physx_cpu", 1, 12)])
+def test_a_hand_that_grasps_goes_on_to_the_bit_wherever_it_was_left(backend: str, num_envs: int, seed: int):
+    """As Stage 3 does: every moment between chunks may be the one that a resume goes on from."""
+    pytest.importorskip("mani_skill")
+    config = EnvConfig("PickCube-v1").completed()
+    _, moves = shaky_grasp(ManiSkillEnv(config, num_envs, backend), seed)
+    chunks = torch.stack(moves, 1).unflatten(1, (-1, CHUNK)).transpose(0, 1)
+
+    def chunk_env() -> ActionChunk:
+        env = ManiSkillEnv(config, num_envs, backend)
+        return ActionChunk(Sequence([env]) if backend == "physx_cpu" else env, CHUNK, 2, 0.9)
+
+    left, other = chunk_env(), chunk_env()
+    left.reset(seed=seed)
+    states, expected = [], []
+    for chunk in chunks:
+        states.append(copied(left.state()))
+        expected.append(play(left, chunk[None]))
+    for begin in (4, 2, 3, 1):
+        assert other.restore(join(*split(states[begin]))) is not None
+        for chunk, parts in zip(chunks[begin:], expected[begin:], strict=True):
+            other.state()
+            assert all(torch.equal(a, b) for a, b in zip(play(other, chunk[None]), parts, strict=True))
     left.close()
     other.close()
 
