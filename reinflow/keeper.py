@@ -31,6 +31,8 @@ from reinflow.videos import Camera, write_film
 
 SEED_OF_A_SECOND_TRY = 7919
 """added to the seed after a rollback: the same random numbers would lead to the same place"""
+DECIDED = frozenset({"max_denoising_steps", "step_size_mode", "still"})
+"""what older states lack; flags, task and control mode decide it, and those are compared"""
 
 
 class Trainer(Protocol):
@@ -218,8 +220,8 @@ class Keeper:
         distributed.meet()  # the first process has written what all of them read
         checkpoint = latest_training(self.run.dir, say=self.run.say)
         now = self.trainer.snapshot()
-        differences = compared(checkpoint.policy_spec.to_dict(), now.policy_spec.to_dict(), "policy ")
-        differences += compared(asdict(checkpoint.env_spec), asdict(now.env_spec), "task ")
+        differences = compared(checkpoint.policy_spec.to_dict(), now.policy_spec.to_dict(), "policy ", DECIDED)
+        differences += compared(asdict(checkpoint.env_spec), asdict(now.env_spec), "task ", DECIDED)
         refuse(self.run.dir, differences, "it was started with another policy or task")
         return checkpoint.training or {}
 

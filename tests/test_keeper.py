@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,3 +90,12 @@ def test_the_kept_policy_has_the_critic_of_its_own_iteration(tmp_path, monkeypat
     keeper.hand_over({"v": torch.tensor(9.0)})
     best = load_checkpoint(tmp_path / "best_model.pt")
     assert (best.meta["step"], best.critic_state["v"].item()) == (step, critic)
+
+
+def test_a_state_that_is_older_than_what_describes_its_policy_and_task_now_goes_on(tmp_path, monkeypatch):
+    older = Checkpoint(SPEC, ENV, {}, training={"count": 3})
+    now = Checkpoint(with_flags(SPEC, {"step_size_mode": "uniform"}), replace(ENV, still=(0.0, None)), {})
+    monkeypatch.setattr(module, "latest_training", lambda *_, **__: older)
+    run = SimpleNamespace(dir=tmp_path, say=print)
+    trainer = SimpleNamespace(run=run, generator=torch.Generator(), snapshot=lambda: now)
+    assert module.Keeper(trainer, None, EvalConfig())._load() == {"count": 3}
