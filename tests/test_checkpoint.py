@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from reinflow.checkpoint import (
     Checkpoint,
     NotFinite,
+    env_spec_from,
     load_checkpoint,
     load_policy,
     load_state_,
@@ -182,3 +184,11 @@ def test_weights_that_are_not_finite_are_neither_written_nor_loaded(tmp_path):
     path.write_bytes(seal({f"policy.{name}": value for name, value in broken.items()}, without_seal(description)))
     with pytest.raises(UserError, match="NaN or infinite weights"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("still", [(0.0, None), (-0.5, 0.0)])
+def test_what_holds_still_comes_back_and_is_empty_in_an_older_file(still):
+    stored = json.loads(json.dumps(asdict(replace(ENV, still=still))))
+    assert env_spec_from(stored).still == still
+    del stored["still"]
+    assert env_spec_from(stored).still == ()
