@@ -13,6 +13,7 @@ import torch
 from reinflow import keeper as module
 from reinflow.checkpoint import Checkpoint, load_checkpoint
 from reinflow.evaluation import EvalConfig, standard_error
+from reinflow.flags import with_flags
 from reinflow.policies import build_policy
 from tests.test_checkpoint import ENV, SPEC
 
