@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
@@ -49,6 +49,8 @@ class Clone:
     flags: Flags = field(default_factory=dict)
     """of Stage 1, besides the quick start's preset"""
     net: str = "mlp"
+    weighting: Flags = field(default_factory=dict)
+    """of Stage 2, besides the quick start's preset"""
 
     @property
     def name(self) -> str:
@@ -115,9 +117,13 @@ SUITES: dict[str, list[Recipe]] = {
         Recipe("lift", 600_000, Clone("LiftPegUpright-v1")),
     ],
     "stage2": [
-        Recipe(f"{data} {how} Stage 2", ABLATION_STEPS, clone, weighted=how == "with")
+        recipe
         for data, clone in (("expert-20", Clone()), ("mixed-60", MIXED))
-        for how in ("with", "without")
+        for recipe in (
+            Recipe(f"{data} without Stage 2", ABLATION_STEPS, clone, weighted=False),
+            Recipe(f"{data} unweighted Stage 2", ABLATION_STEPS, replace(clone, weighting={"beta": 0})),
+            Recipe(f"{data} with Stage 2", ABLATION_STEPS, clone),
+        )
     ],
     "ablation": [
         Recipe("default", ABLATION_STEPS),
@@ -156,7 +162,7 @@ class Lab:
             self.clone(recipe.clone, seed)
             self.evaluate(clone / "stage1", clone / "stage1")
             if recipe.weighted:
-                self.weight(clone, seed)
+                self.weight(recipe.clone, seed)
         self.fine_tune(recipe, seed)
 
     def clone(self, clone: Clone, seed: int) -> None:
@@ -169,16 +175,18 @@ class Lab:
         flags = {"preset": "quickstart", "demo_path": demos, "env_id": clone.env_id, **clone.flags}
         self.train("train_shortcut_flow.py", folder / "stage1", seed, flags)
 
-    def weight(self, folder: Path, seed: int) -> None:
+    def weight(self, clone: Clone, seed: int) -> None:
         """Stage 2 of a clone, evaluated."""
+        folder, run = self.clone_dir(clone, seed), self.weighted_dir(clone, seed)
         flags = {"preset": "quickstart", "demo_path": folder / "demos.h5", "pretrained_path": folder / "stage1"}
-        self.train("train_aw_shortcut_flow.py", folder / "stage2", seed, flags)
-        self.evaluate(folder / "stage2", folder / "stage2")
+        self.train("train_aw_shortcut_flow.py", run, seed, {**flags, **clone.weighting})
+        self.evaluate(run, run)
 
     def fine_tune(self, recipe: Recipe, seed: int) -> None:
         """Stage 3, evaluated."""
-        source, run = self.clone_dir(recipe.clone, seed), self.run_dir(recipe, seed)
-        flags = {"pretrained_path": source / ("stage2" if recipe.weighted else "stage1")}
+        clone, run = recipe.clone, self.run_dir(recipe, seed)
+        source = self.weighted_dir(clone, seed) if recipe.weighted else self.clone_dir(clone, seed) / "stage1"
+        flags = {"pretrained_path": source}
         flags |= {"total_timesteps": recipe.total_timesteps, **recipe.flags}
         self.train("train_online_finetune.py", run, seed, flags)
         self.evaluate(run, run)
@@ -209,6 +217,10 @@ class Lab:
     def clone_dir(self, clone: Clone, seed: int) -> Path:
         return self.folder / f"{clone.name}-seed{seed}"
 
+    def weighted_dir(self, clone: Clone, seed: int) -> Path:
+        words = ["stage2", *(word.strip("-") for word in as_words(clone.weighting))]
+        return self.clone_dir(clone, seed) / "-".join(words)
+
     def run_dir(self, recipe: Recipe, seed: int) -> Path:
         return self.folder / f"{recipe.name.replace(' ', '_')}-seed{seed}"
 
@@ -227,7 +239,7 @@ class Lab:
             "net": recipe.clone.net,
             "seed": seed,
             "stage1": result(clone / "stage1"),
-            "stage2": result(clone / "stage2") if recipe.weighted else None,
+            "stage2": result(self.weighted_dir(recipe.clone, seed)) if recipe.weighted else None,
             "stage3": result(run),
             "curve": curve,
             "flags": recipe.flags,
