@@ -18,7 +18,7 @@ from torch import Tensor
 from reinflow.policies.base import Policy
 from reinflow.types import Obs
 
-DRAWS = 48
+DRAWS, STATES_AT_ONCE = 48, 32
 NEIGHBOUR = 5
 """a tenth of the draws: a few actions that a flow takes on its way between two modes don't hide the gap"""
 LONELY = 1.0
@@ -53,12 +53,13 @@ class Spread:
 def action_spread(policy: Policy, obs: Obs, chunk: Float[Tensor, "b h a"]) -> Spread:
     """Of a flow at demonstrated windows; `chunk` is in env units. The noise is its own, and the same every time."""
     cond = policy.encode(obs)
-    rows, shape = len(cond), policy.spec.chunk_shape
     generator = torch.Generator(policy.device).manual_seed(0)
-    noise = torch.randn(rows, DRAWS, *shape, generator=generator, device=policy.device)
+    noise = torch.randn(len(cond), DRAWS, *policy.spec.chunk_shape, generator=generator, device=policy.device)
     x_0 = torch.cat((torch.zeros_like(noise[:, :1]), noise), 1)
-    sampled = policy.sample(cond.repeat_interleave(DRAWS + 1, 0), x_0.flatten(0, 1)).clamp(-1, 1)
-    actions = sampled[:, policy.spec.executed].flatten(1).unflatten(0, (rows, DRAWS + 1))
+    parts = zip(cond.split(STATES_AT_ONCE), x_0.split(STATES_AT_ONCE), strict=True)
+    sampled = [policy.sample(one.repeat_interleave(DRAWS + 1, 0), start.flatten(0, 1)) for one, start in parts]
+    executed = torch.cat(sampled).clamp(-1, 1)[:, policy.spec.executed]
+    actions = executed.flatten(1).unflatten(0, (len(cond), DRAWS + 1))
     demonstrated = policy.normalize_chunk(chunk)[:, policy.spec.executed].flatten(1)
     centre, drawn = actions.split((1, DRAWS), 1)
     over_x_0 = drawn.var(1).sum(1).mean() / demonstrated.var(0).sum().clamp_min(1e-12)
@@ -71,6 +72,5 @@ def loneliness(
 ) -> Float[Tensor, "b m"]:
     """Distance of points to their `neighbour`-th nearest of the cloud, per median distance of the cloud to its own."""
     own = torch.cdist(cloud, cloud).kthvalue(neighbour + 1, dim=2).values  # the nearest one is the point itself
-    return torch.cdist(points, cloud).kthvalue(neighbour, dim=2).values / own.median(1, keepdim=True).values.clamp_min(
-        1e-12
-    )
+    usual = own.median(1, keepdim=True).values.clamp_min(1e-12)
+    return torch.cdist(points, cloud).kthvalue(neighbour, dim=2).values / usual

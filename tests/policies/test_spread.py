@@ -15,7 +15,7 @@ from tests.fork import ForkEnv, fork_demos
 
 SPEC = PolicySpec.of(
     net="mlp", state_dim=3, action_dim=2, obs_horizon=1, act_horizon=4, pred_horizon=4, num_inference_steps=4,
-    mlp_hidden_dim=128, mlp_depth=2,
+    mlp_hidden_dim=96, mlp_depth=2,
 )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def cloned(left: float, iterations: int) -> tuple[Policy, ChunkDataset]:
     policy.fit_normalizers_(*dataset.statistics())
     learner = BehaviorCloning(policy, BCConfig(lr=1e-3), iterations)
     for _ in range(iterations):
-        learner.update(dataset.sample(256))
+        learner.update(dataset.sample(128))
     return learner.ema.module, dataset
 
 
