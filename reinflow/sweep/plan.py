@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from reinflow.compatibility import FLAGS_ADDED_LATER
 from reinflow.presets import ONLINE_PRESETS
 from reinflow.sweep.configs import Variant
 
@@ -30,6 +31,9 @@ class Job:
     def id(self) -> str:
         """Equal for equal configurations, however they are spelt, so that nothing runs twice."""
         resolved = {name: str(value) for name, value in {**ONLINE_PRESETS[self.preset], **self.flags}.items()}
+        for name, meant in FLAGS_ADDED_LATER.items():
+            if resolved.get(name) == str(meant):
+                del resolved[name]  # what a job of an older sweep did, whose id is without it
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
 
     @property

@@ -15,7 +15,7 @@ from tests.fork import ForkEnv, fork_demos
 
 SPEC = PolicySpec.of(
     net="mlp", state_dim=3, action_dim=2, obs_horizon=1, act_horizon=4, pred_horizon=4, num_inference_steps=4,
-    mlp_hidden_dim=96, mlp_depth=2,
+    mlp_hidden_dim=128, mlp_depth=2,
 )  # fmt: skip
 
 
@@ -51,12 +51,12 @@ def test_the_spread_of_a_flow_that_returns_its_noise_by_hand(make_policy):
 
 def cloned(left: float, iterations: int) -> tuple[Policy, ChunkDataset]:
     torch.manual_seed(0)
-    dataset = fork_demos(256, noise=0.1, left=left)
+    dataset = fork_demos(256, noise=0.3, left=left)
     policy = build_policy(SPEC)
     policy.fit_normalizers_(*dataset.statistics())
     learner = BehaviorCloning(policy, BCConfig(lr=1e-3), iterations)
     for _ in range(iterations):
-        learner.update(dataset.sample(128))
+        learner.update(dataset.sample(256))
     return learner.ema.module, dataset
 
 
@@ -68,7 +68,7 @@ def test_between_two_ways_around_an_obstacle_the_centre_crashes_and_the_alarm_sa
         policy.spec = policy.spec.starting_with(scale)
         success[scale] = evaluate(policy, env, episodes=256, seed=1).metrics()["eval/success_once"]
         assert action_spread(policy, windows.obs, windows.chunk) == spread
-    assert success[0.0] < success[1.0] - 0.3
+    assert success[0.0] < success[1.0] - 0.2
     assert "--initial_noise_scale 1" in spread.warning(0.0)
     assert spread.warning(1.0) is None
 
