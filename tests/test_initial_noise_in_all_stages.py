@@ -15,6 +15,7 @@ import train_shortcut_flow
 from reinflow.checkpoint import load_checkpoint
 from reinflow.cli import parse
 from reinflow.errors import UserError
+from reinflow.policies import spread
 from reinflow.presets import CLONING_PRESETS, ONLINE_PRESETS, WEIGHTED_PRESETS
 from tests.small import demo_file, run_stage
 
@@ -73,3 +74,12 @@ def test_a_resumed_run_from_before_the_scale_starts_at_1(folder: Path, tmp_path:
     (run / "config.json").write_text(json.dumps(description))
     config = parse(train_shortcut_flow.Config, ["--resume", str(run)])
     assert config.policy.initial_noise_scale == 1
+
+
+def test_an_offline_stage_logs_the_spread_over_x_0_once_and_its_alarm_stays_in_the_status(folder, monkeypatch):
+    monkeypatch.setattr(spread, "LONELY_SHARE", -1.0)  # as if every state had several modes
+    run_stage(1, folder, "alarmed", "--initial_noise_scale", "0")
+    lines = [json.loads(line) for line in (folder / "runs/alarmed/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "policy/action_spread" in line] == [12]
+    alarms = json.loads((folder / "runs/alarmed/status.json").read_text())["alarms"]
+    assert any("several modes" in alarm for alarm in alarms)

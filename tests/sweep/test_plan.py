@@ -111,3 +111,9 @@ def test_the_guides_dry_run_prints_command_lines(tmp_path):
     assert len(lines) == 4
     assert parsed(shlex.split(lines[1])[2:])["critic_warmup_steps"] == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_keeps_the_id_that_it_had_before_a_flag_came(monkeypatch):
+    now, half = plan(Config())[0].id, plan(Config(flags="--initial_noise_scale 0.5"))[0].id
+    monkeypatch.delitem(ONLINE_PRESETS["guide"], "initial_noise_scale")
+    assert plan(Config())[0].id == now != half
