@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "reinflow/acceleration.py": {"torch", "reinflow.trees"},
     "reinflow/registry.py": {"reinflow.errors"},
     "reinflow/flags.py": {"tyro", "reinflow.errors", "reinflow.registry"},
-    "reinflow/cli.py": {"tyro", "reinflow.errors", "reinflow.flags"},
+    "reinflow/cli.py": {"tyro", "reinflow.compatibility", "reinflow.errors", "reinflow.flags"},
     "reinflow/envs": CORE
     | TENSORS
     | SIMULATOR
