@@ -135,7 +135,6 @@ class Grasper:
         return actions + 0.05 * noise * (torch.arange(7) < 3)
 
 
-@pytest.mark.skip(reason="PhysX keeps contacts over a reset: to be switched on with the reset that forgets them")
 def test_an_episode_with_a_grasp_is_the_same_among_any_number_of_envs_and_workers_and_at_every_repetition():
     results = []
     for num_envs, num_workers in ((20, 0), (5, 2)):

@@ -8,12 +8,12 @@ import torch
 from nets.vision import (
     PlainConv,
     ResNet18,
-    ViT,
     expected_coordinates,
     pixel_channels,
     pixels,
     random_shift,
 )
+from nets.vit import ViT
 
 
 def test_rgb_survives_the_way_to_the_network_and_back():
@@ -76,7 +76,7 @@ def test_expected_coordinates_find_the_peak():
     torch.testing.assert_close(expected_coordinates(maps), torch.tensor([[-0.5, 1.0]]))
 
 
-@pytest.mark.parametrize("kind", [PlainConv, ResNet18])
+@pytest.mark.parametrize("kind", [PlainConv, ResNet18, ViT])
 def test_an_encoder_takes_any_size_and_all_of_it_learns(kind: type):
     encoder = kind(5, 7, (48, 64))
     picture = torch.rand(2, 5, 48, 64)
@@ -87,7 +87,7 @@ def test_an_encoder_takes_any_size_and_all_of_it_learns(kind: type):
     assert not torch.equal(out[0], out[1])
 
 
-@pytest.mark.parametrize("kind", [PlainConv, ResNet18])
+@pytest.mark.parametrize("kind", [PlainConv, ResNet18, ViT])
 def test_rows_do_not_mix(kind: type):
     encoder = kind(3, 4, (32, 32)).eval()
     picture = torch.rand(3, 3, 32, 32)
