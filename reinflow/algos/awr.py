@@ -24,8 +24,8 @@ from reinflow.policies.base import Policy
 class AWRConfig:
     """How strongly the advantage weights the regression."""
 
-    beta: float = 1.0
-    """inverse temperature, per std of the advantage; 0 is behaviour cloning"""
+    beta: float = 3.0
+    """inverse temperature, per std of the advantage; 0 is behaviour cloning, 10 nearly picks the better rows"""
     weight_clip: float = 20.0
     """largest weight before the weights are divided by their mean; an average advantage weighs 1"""
 
