@@ -90,12 +90,12 @@ def test_the_basic_command_hears_in_one_line_what_else_the_guides_baseline_has(c
     guide = dict(flat_fields(with_flags(script("train_online_finetune").Config(), ONLINE_PRESETS["guide"])))
     for name in TABLE:
         assert (f"{name} {guide[name]} (here {config[name]})" in line) == (guide[name] != config[name]), name
-    assert line.count("(here ") == 13
+    assert line.count("(here ") == 14
 
 
 def test_the_full_command_differs_from_the_guides_baseline_in_what_the_guide_does_not_name(capsys):
     (line,) = announced(FULL.split(), capsys)
-    assert "which also has logprob_reduction sum (here sqrt);" in line
+    assert "which also has initial_noise_scale 1.0 (here None), logprob_reduction sum (here sqrt);" in line
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,8 @@ def test_a_spec_of_before_the_trained_step_sizes_were_stored_has_those_of_the_de
     stored = make_spec(step_size_mode="uniform", max_denoising_steps=6).to_dict()
     del stored["step_size_mode"], stored["max_denoising_steps"]
     spec = PolicySpec.from_dict(stored)
-    assert (spec.step_size_mode, spec.max_denoising_steps) == ("power2", 8)
+    options = spec.family_options
+    assert (options.step_size_mode, options.max_denoising_steps) == ("power2", 8)
 
 
 @pytest.mark.parametrize(
