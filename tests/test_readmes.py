@@ -21,7 +21,7 @@ def links(text: str) -> set[str]:
 def test_both_readmes_have_the_same_commands_and_links():
     assert commands(CHINESE) == commands(ENGLISH)
     assert links(CHINESE) == links(ENGLISH)
-    assert all((ROOT / link).exists() for link in links(ENGLISH))
+    assert all((ROOT / link).exists() for link in links(ENGLISH) if not link.startswith("https://"))
 
 
 def test_both_readmes_report_the_same_percentages():
