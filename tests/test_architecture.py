@@ -43,7 +43,7 @@ MAY_IMPORT = {
     | SIMULATOR
     | {"reinflow.envs", "reinflow.files", "transforms3d", "pytorch_kinematics"},
     "reinflow/data": CORE | TENSORS | {"h5py", "reinflow.data", "reinflow.files"},
-    "reinflow/policies": CORE | TENSORS | {"nets", "reinflow.policies", "reinflow.flags", "typing_extensions"},
+    "reinflow/policies": CORE | TENSORS | {"nets", "reinflow.policies", "reinflow.flags"},
     "reinflow/algos": CORE
     | TENSORS
     | {"nets", "reinflow.algos"}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
-
-from typing_extensions import Self
+from typing import Any, TypeVar
 
 from reinflow.errors import UserError
 from reinflow.flags import flat_fields, owners_of, set_flags
 from reinflow.policies.parts import ENCODERS, FAMILIES, NETS, PartConfig
 from reinflow.registry import Choosing, options_of
 from reinflow.types import EnvSpec, ImageSpec
+
+S = TypeVar("S", bound="PolicyConfig")
 
 ADDED_LATER = {
     "image": None,
@@ -57,7 +57,7 @@ class PolicyConfig(Choosing):
     visual_encoder_options: Any = options_of(ENCODERS)
 
     @classmethod
-    def of(cls, **flags: Any) -> Self:
+    def of(cls: type[S], **flags: Any) -> S:
         """By flat flags, of which those of parts that aren't chosen have no effect. TypeError for any other name."""
         spec = set_flags(cls(), flags)
         known = {name for name, _ in flat_fields(spec)}
