@@ -105,7 +105,7 @@ class CrossAttentionDiT(VelocityNet):
     def condition(self, global_cond: Float[Tensor, "b z"]) -> Float[Tensor, "b f"]:
         return self.memory(self.cond_in(global_cond))
 
-    def joined(self, times: Float[Tensor, "*b f"], condition: Float[Tensor, "*b g"]) -> Float[Tensor, "*b f+g"]:
+    def joined(self, times: Float[Tensor, "... f"], condition: Float[Tensor, "... g"]) -> Float[Tensor, "... f+g"]:
         return side_by_side(times, condition)
 
     def velocity(self, sample: Float[Tensor, "b h a"], features: Float[Tensor, "b f"]) -> Float[Tensor, "b h a"]:

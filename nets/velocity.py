@@ -44,7 +44,7 @@ class VelocityNet(nn.Module):
         """What `velocity` needs at each of k times, before any state of the chain is known."""
         return self.joined(self.times(timestep, step_size), self.condition(global_cond).unsqueeze(1))
 
-    def joined(self, times: Float[Tensor, "*b f"], condition: Float[Tensor, "*b f"]) -> Float[Tensor, "*b f"]:
+    def joined(self, times: Float[Tensor, "... f"], condition: Float[Tensor, "... f"]) -> Float[Tensor, "... f"]:
         """Both shares in one; their leading dims may need broadcasting."""
         return times + condition
 
@@ -66,7 +66,7 @@ class VelocityNet(nn.Module):
         """The velocity, given both."""
 
 
-def side_by_side(times: Float[Tensor, "*b f"], condition: Float[Tensor, "*b g"]) -> Float[Tensor, "*b f+g"]:
+def side_by_side(times: Float[Tensor, "... f"], condition: Float[Tensor, "... g"]) -> Float[Tensor, "... f+g"]:
     """Both shares one after the other, where they are no terms of a sum."""
     rows = torch.broadcast_shapes(times.shape[:-1], condition.shape[:-1])
     return torch.cat((times.expand(*rows, -1), condition.expand(*rows, -1)), dim=-1)
