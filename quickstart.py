@@ -47,7 +47,7 @@ EFFORTS = {
         ("--total_iters", "400", "--num_threads", "1"),
         330_000,
     ),
-    "mlp": Effort((), (), 900_000),
+    "mlp": Effort((), ("--num_threads", "1"), 220_000),
 }
 
 

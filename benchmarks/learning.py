@@ -90,7 +90,13 @@ UNET = Clone(net="unet", flags=UNET_FLAGS)
 MIXED = Clone(num_demos=60, action_noise=0.5)
 """demonstrations of mixed quality, failures among them: what Stage 2 could tell apart"""
 
-LARGE: Flags = {"rollout_steps": 48, "eval_freq": 1, "num_eval_episodes": 500}
+LARGE: Flags = {
+    "rollout_steps": 48,
+    "minibatch_size": 768,
+    "critic_warmup_steps": 20_000,
+    "eval_freq": 1,
+    "num_eval_episodes": 500,
+}
 """iterations of 24k env steps, each of them evaluated"""
 SMALL: Flags = {
     "rollout_steps": 12,

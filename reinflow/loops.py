@@ -49,16 +49,16 @@ class OnPolicyConfig:
 
     num_envs: int = 128
     """envs that are simulated side by side"""
-    rollout_steps: int = 48
+    rollout_steps: int = 12
     """decisions (action chunks) per env and iteration"""
     total_timesteps: int = 1_000_000
     """env steps after which the run ends"""
-    eval_freq: int = 5
+    eval_freq: int = 8
     """iterations between evaluations; 0 evaluates only before and after training"""
     reconfiguration_freq: int | None = None
     """episodes after which all envs get other geometry, in tasks that draw it, and what still runs is truncated; None
     and 0 keep it, but None lets stock single envs follow the task"""
-    save_freq: int = 10
+    save_freq: int = 16
     """iterations between resumable checkpoints; 0 saves only at the end"""
 
 

@@ -78,7 +78,7 @@ ONLINE_PRESETS: dict[str, Preset] = {
         "scored": "all",
         "count_initial_noise": True,
     },
-    "quickstart": {"total_timesteps": 500_000, "eval_freq": 4, "save_freq": 0},
+    "quickstart": {"total_timesteps": 300_000, "eval_freq": 8, "save_freq": 0},
     "pictures": {
         "freeze_visual_encoder": True,
         "num_envs": 64,
@@ -86,7 +86,14 @@ ONLINE_PRESETS: dict[str, Preset] = {
         "minibatch_size": 256,
         "critic_warmup_steps": 4_000,
     },
-    "gpu": {"num_envs": 256, "rollout_steps": 32, "sim_backend": "physx_cuda", "num_eval_envs": 128},
+    "gpu": {
+        "num_envs": 256,
+        "rollout_steps": 32,
+        "minibatch_size": 768,
+        "critic_warmup_steps": 20_000,
+        "sim_backend": "physx_cuda",
+        "num_eval_envs": 128,
+    },
     "toy": {
         "num_envs": 128,
         "rollout_steps": 24,

@@ -42,7 +42,7 @@ class PPOFlags:
     """decay of the advantage estimate per decision"""
     ppo_epochs: int = 4
     """passes over each rollout"""
-    minibatch_size: int = 768
+    minibatch_size: int = 512
     """decisions per gradient step"""
     micro_batch_size: int | None = None
     """decisions evaluated at a time: less memory, the same gradient; None takes a minibatch at once"""
@@ -70,7 +70,7 @@ class PPOFlags:
     """gradient norm limit, of actor and critic apart"""
     target_kl: float | None = None
     """the actor skips an update's remaining epochs once an epoch's mean KL, in joint nats, exceeds this; None is off"""
-    critic_warmup_steps: int = 20_000
+    critic_warmup_steps: int = 6_000
     """env steps that train the critic alone, rounded up to whole iterations"""
     online_random_shift: int = 0
     """pixels by which the pictures of a decision may be moved before the policy sees them; 0 is off"""

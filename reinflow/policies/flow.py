@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,8 @@ def interpolate(
 @dataclass(frozen=True)
 class FlowConfig(FamilyConfig):
     """Options of a flow."""
+
+    noise_scale: ClassVar[float] = 0.0
 
 
 class FlowPolicy(Policy):
