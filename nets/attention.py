@@ -63,13 +63,13 @@ class Memory(nn.Linear):
     def forward(self, tokens: Float[Tensor, "b m f"]) -> Float[Tensor, "b n"]:
         return super().forward(tokens).flatten(1)
 
-    def read(self, flat: Float[Tensor, "b n"]) -> tuple[Float[Tensor, "2 b g m f"], ...]:
+    def read(self, flat: Float[Tensor, "b n"]) -> tuple[Float[Tensor, "2 b g m e"], ...]:
         """Keys and values for each block in turn."""
         return flat.unflatten(1, (-1, *self.shape)).permute(2, 3, 0, 4, 1, 5).unbind(0)
 
 
 class CrossAttention(nn.Module):
-    """Tokens attend to keys and values of a `Memory`: (b t f), (2 b g m f) -> (b t f)."""
+    """Tokens attend to keys and values of a `Memory`: (b t f), (2 b g m e) -> (b t f)."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -78,7 +78,7 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "b t f"], memory: Float[Tensor, "2 b g m f"]) -> Float[Tensor, "b t f"]:
+    def forward(self, x: Float[Tensor, "b t f"], memory: Float[Tensor, "2 b g m e"]) -> Float[Tensor, "b t f"]:
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return self.out(heads_together(attend(q, *memory)))
 

@@ -65,7 +65,7 @@ class DiTBlock(nn.Module):
         self.feed_forward = FeedForward(width)
 
     def forward(
-        self, x: Float[Tensor, "b h f"], shares: Float[Tensor, "b nine_f"], memory: Float[Tensor, "2 b g m f"]
+        self, x: Float[Tensor, "b h f"], shares: Float[Tensor, "b nine_f"], memory: Float[Tensor, "2 b g m e"]
     ) -> Float[Tensor, "b h f"]:
         s = shares.unsqueeze(1).chunk(BLOCK_SHARES, dim=-1)
         x = torch.addcmul(x, s[2], self.among(self.norm(x, s[0], s[1])))

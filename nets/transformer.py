@@ -45,7 +45,7 @@ class TransformerBlock(nn.Module):
         self.across = CrossAttention(width, heads)
         self.feed_forward = FeedForward(width)
 
-    def forward(self, x: Float[Tensor, "b h f"], memory: Float[Tensor, "2 b g m f"]) -> Float[Tensor, "b h f"]:
+    def forward(self, x: Float[Tensor, "b h f"], memory: Float[Tensor, "2 b g m e"]) -> Float[Tensor, "b h f"]:
         x = x + self.among(self.norms[0](x))
         x = x + self.across(self.norms[1](x), memory)
         return x + self.feed_forward(self.norms[2](x))
