@@ -126,8 +126,8 @@ def env_config(config: Config, obs_mode: str | None = None) -> CompleteEnvConfig
 def collect_scripted(config: Config) -> None:
     from reinflow.data.collect import attempts, collect, measure
     from reinflow.data.experts import make_expert
-    from reinflow.envs import choose_backend
     from reinflow.envs.maniskill import make, task_spec
+    from reinflow.envs.maniskill_suite import choose_backend
 
     limit = config.max_episode_steps or task_spec(config.env_id).max_episode_steps
     make_expert(config.env_id, num_envs=1)
@@ -207,8 +207,8 @@ def new_writer(config: Config, info: dict[str, Any], source: dict[str, str]) -> 
 @contextmanager
 def camera(config: Config) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
     """A function that gives an episode with states the observations of the flags' mode."""
-    from reinflow.envs import choose_backend
     from reinflow.envs.maniskill import make
+    from reinflow.envs.maniskill_suite import choose_backend
     from reinflow.envs.rerender import Projector
 
     settings = env_config(config)

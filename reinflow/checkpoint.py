@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from reinflow.files import flush_folder, replace
 from reinflow.policies.spec import PolicySpec
 from reinflow.sealed import Damaged, seal, unseal
 from reinflow.trees import not_finite
-from reinflow.types import EnvSpec, ImageSpec, Objective
+from reinflow.types import EnvSpec, Headline, ImageSpec, Objective
 
 if TYPE_CHECKING:
     from reinflow.policies.base import Policy
@@ -180,6 +180,8 @@ def env_spec_from(data: dict[str, Any]) -> EnvSpec:
         kind = kinds.get(str(one.type))
         if kind is not None and not isinstance(getattr(spec, one.name), kind):
             raise TypeError(f"{one.name} is no {one.type}")
+    if spec.headline not in get_args(Headline):
+        raise TypeError(f"{spec.headline} is no score")
     if len(low) != len(high) or not all(isinstance(bound, float) and math.isfinite(bound) for bound in low + high):
         raise TypeError("the bounds of its actions are no numbers")
     return spec

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +25,9 @@ StillAction = tuple[float | None, ...]
 """Per action dimension what keeps the robot where it is; None where that is the last action again."""
 Seed = int | list[int] | None
 """Of a reset: one for all envs together, or one per env, whose start state then depends on its own seed alone."""
+
+Headline = Literal["success_once", "return"]
+"""The score by which policies of a task are ranked."""
 
 OBSERVABLE = ("state", "rgb", "depth")
 """parts of an observation mode, in the order of its name"""
@@ -81,6 +84,8 @@ class EnvSpec:
     """the pictures of an observation, where it has any"""
     still: StillAction = ()
     """what pads actions; empty in a checkpoint that is older than it"""
+    headline: Headline = "success_once"
+    """the score of a policy, which older checkpoints don't say"""
 
     @property
     def action_dim(self) -> int:

@@ -11,15 +11,20 @@ import torch
 
 from reinflow import distributed
 from reinflow.envs.config import CompleteEnvConfig, EnvConfig
+from reinflow.envs.maniskill_suite import ManiSkillSuite
 from reinflow.envs.seeding import Builds
-from reinflow.errors import UserError
-from reinflow.types import BatchedEnv, ChunkEnv, ImageSpec, Seed
+from reinflow.envs.suite import SUITES, EnvSuite, Setup, Wishes, made, suite_of
+from reinflow.envs.synthetic import SyntheticSuite
+from reinflow.envs.toy import ToySuite
+from reinflow.registry import Entry
+from reinflow.types import BatchedEnv, ChunkEnv, Seed
 
 if TYPE_CHECKING:
     from reinflow.envs.recorder import Recorder
 
-TORCH_ENVS = ("Toy-v0", "SyntheticChunk-v0")
-"""env ids that need no simulator"""
+SUITES.add("maniskill", Entry(ManiSkillSuite))
+SUITES.add("toy", Entry(ToySuite))
+SUITES.add("synthetic", Entry(SyntheticSuite))
 
 
 def make_env(
@@ -35,24 +40,20 @@ def make_env(
 ) -> ChunkEnv:
     """`num_envs` envs whose tensors are on `device`; `gamma` discounts rewards inside a chunk.
 
-    `builds` is the geometry of tasks that draw it; `privileged` adds the full state to the observations of a ManiSkill
-    task. UserError says what is wrong.
+    `builds` is the geometry of tasks that draw it; `privileged` adds the full state to the observations of tasks that
+    have one. UserError says what is wrong.
     """
-    complete = config.completed()
     device = torch.device(device)
-    chunk: dict[str, Any] = {"act_horizon": act_horizon, "obs_horizon": obs_horizon, "gamma": gamma}
-    if complete.env_id in TORCH_ENVS:
-        return chunked(torch_env(complete, num_envs, device), **chunk)
-    backend = choose_backend(complete)
-    make = partial(simulated, complete, backend, chunk, builds or Builds(), privileged)
-    if backend == "physx_cuda":
+    chunk = {"act_horizon": act_horizon, "obs_horizon": obs_horizon, "gamma": gamma}
+    wishes = Wishes(device, builds or Builds(), privileged)
+    suite, setup = settled(config.completed(), wishes)
+    make = partial(simulated, suite, setup, wishes, chunk)
+    workers = num_workers(setup)
+    if not workers:
         return on_device(make(num_envs, 0), device)
     from reinflow.envs.workers import WorkerChunkEnv
 
-    cores = max((os.cpu_count() or 1) // distributed.processes_here(), 1)
-    workers = cores if complete.num_workers is None else complete.num_workers
-    env = WorkerChunkEnv(make, num_envs, workers, act_horizon) if workers else make(num_envs, 0)
-    return on_device(env, device)
+    return on_device(WorkerChunkEnv(make, num_envs, workers, act_horizon), device)
 
 
 def make_filmed_env(
@@ -61,90 +62,41 @@ def make_filmed_env(
     """Envs of this process and the recorder that films them. UserError where there is nothing to film with."""
     from reinflow.envs.recorder import Recorder
 
-    if config.env_id in TORCH_ENVS:
-        raise UserError(f"{config.env_id} has no camera: leave --capture_video out")
-    from reinflow.envs.maniskill import ManiSkillEnv
-    from reinflow.envs.sequence import Sequence
-
-    backend = choose_backend(config)
-    if backend == "physx_cpu":
-        recorder = Recorder(Sequence([ManiSkillEnv(config, 1, backend, filmed=True) for _ in range(num_envs)]))
-    else:
-        recorder = Recorder(ManiSkillEnv(config, num_envs, backend, filmed=True))
+    wishes = Wishes(torch.device(device), filmed=True)
+    suite, setup = settled(config, wishes)
+    recorder = Recorder(made(suite, setup.config, num_envs, wishes))  # type: ignore[arg-type]
     return on_device(chunked(recorder, act_horizon, obs_horizon, gamma=1.0), torch.device(device)), recorder
 
 
-def torch_env(config: CompleteEnvConfig, num_envs: int, device: torch.device):
-    from reinflow.envs.synthetic import SyntheticEnv
-    from reinflow.envs.toy import ToyEnv
-
-    limit = {} if config.max_episode_steps is None else {"max_episode_steps": config.max_episode_steps}
-    parts = config.obs_mode.split("+")
-    modes = ("normalized_dense", "sparse") if config.env_id == "Toy-v0" else ("normalized_dense",)
-    if config.reward_mode not in modes:
-        raise UserError(f"{config.env_id} does not take --reward_mode {config.reward_mode}: use {' or '.join(modes)}")
-    if config.env_id == "Toy-v0":
-        if parts != ["state"]:
-            raise UserError(f"Toy-v0 has no pictures: use --obs_mode state instead of {config.obs_mode}")
-        return ToyEnv(num_envs, device, config.terminate_on_success, config.reward_mode, **limit)
-    image = None if parts == ["state"] else ImageSpec(("camera",), 128, 128, "rgb" in parts, "depth" in parts)
-    return SyntheticEnv(num_envs, device, image=image, **limit)
+def settled(config: CompleteEnvConfig, wishes: Wishes) -> tuple[EnvSuite, Setup]:
+    """The suite of a task and how it will simulate it; UserError for what it doesn't."""
+    suite = suite_of(config.env_id)
+    suite.refuse(config, wishes)
+    return suite, suite.setup(config)
 
 
-def chunked(env, act_horizon: int, obs_horizon: int, gamma: float, rebuild_every: int = 0) -> ChunkEnv:
-    from reinflow.envs.wrappers import ActionChunk
-
-    return ActionChunk(env, act_horizon, obs_horizon, gamma, rebuild_every)
+def num_workers(setup: Setup) -> int:
+    """Simulator processes; 0 simulates in this one."""
+    if not setup.spread:
+        return 0
+    cores = max((os.cpu_count() or 1) // distributed.processes_here(), 1)
+    return cores if setup.config.num_workers is None else setup.config.num_workers
 
 
 def simulated(
-    config: CompleteEnvConfig,
-    backend: str,
-    chunk: dict[str, Any],
-    builds: Builds,
-    privileged: bool,
-    num_envs: int,
-    first: int,
+    suite: EnvSuite, setup: Setup, wishes: Wishes, chunk: dict[str, Any], num_envs: int, first: int
 ) -> ChunkEnv:
     """The envs of one process; `first` is the place of the first one among those of all workers."""
-    from reinflow.envs.maniskill import ManiSkillEnv
-    from reinflow.envs.sequence import Sequence
-
-    def part(count: int, index: int) -> BatchedEnv:
-        mine = replace(builds, first=builds.first + first + index)
-        return ManiSkillEnv(config, count, backend, builds=mine, privileged=privileged)
-
-    if backend == "physx_cpu":  # builds its scenes anew by itself
-        return chunked(Sequence([part(1, index) for index in range(num_envs)]), **chunk)
-    return chunked(part(num_envs, 0), **chunk, rebuild_every=builds.every or 0)
+    builds = replace(wishes.builds, first=wishes.builds.first + first)
+    env = made(suite, setup.config, num_envs, replace(wishes, builds=builds))
+    return chunked(env, **chunk, rebuild_every=builds.every or 0 if setup.rebuilt else 0)
 
 
-def choose_backend(config: CompleteEnvConfig) -> str:
-    """The simulation backend for a ManiSkill task; prints a sentence where the batched one has to be left."""
-    from reinflow.envs import cpu_batch
-    from reinflow.envs.maniskill import task_spec
+def chunked(env: BatchedEnv, act_horizon: int, obs_horizon: int, gamma: float, rebuild_every: int = 0) -> ChunkEnv:
+    """Decisions of several env steps."""
+    from reinflow.envs.wrappers import ActionChunk
 
-    task_spec(config.env_id)
-    from reinflow.envs.cpu_batch.patches import NEEDS_RENDERER
-    from reinflow.envs.headless import render_device_available
-
-    backend: str = config.sim_backend
-    if backend == "auto":
-        backend = "physx_cuda" if torch.cuda.is_available() else cpu_batch.BACKEND
-    if backend == "physx_cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "--sim_backend physx_cuda needs a CUDA GPU and none is visible: use --sim_backend physx_cpu_batched, "
-            "or check nvidia-smi and CUDA_VISIBLE_DEVICES"
-        )
-    if config.env_id in NEEDS_RENDERER and not render_device_available():
-        raise UserError(
-            f"--env_id {config.env_id} reads render shapes and no Vulkan driver was found: choose another task, "
-            f"or install the driver with the line that `python -m reinflow.doctor` prints"
-        )
-    if backend == cpu_batch.BACKEND and (reason := cpu_batch.unsupported_reason(config.env_id)):
-        print(f"{reason}; using stock physx_cpu envs, which are several times slower")
-        return "physx_cpu"
-    return backend
+    return ActionChunk(env, act_horizon, obs_horizon, gamma, rebuild_every)
 
 
 def on_device(env: ChunkEnv, device: torch.device) -> ChunkEnv:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from reinflow.envs.suite import task_of
 from reinflow.errors import UserError
 from reinflow.types import EnvSpec, Objective, canonical_obs_mode
 
 DEFAULTS: dict[str, Any] = {
     "env_id": "PickCube-v1",
     "obs_mode": "state",
+    "control_mode": "pd_ee_delta_pose",
     "reward_mode": "normalized_dense",
     "terminate_on_success": False,
 }
-CONTROL_MODES = {"Toy-v0": "toy", "SyntheticChunk-v0": "synthetic"}
-"""control modes of tasks that are not ManiSkill's; those default to pd_ee_delta_pose"""
+"""for ManiSkill's tasks; others have control and reward modes of their own"""
 BOUND_TO_POLICY = ("env_id", "obs_mode", "control_mode")
 """what a policy was made for and a later stage can't change"""
 
@@ -25,13 +26,14 @@ class EnvConfig:
     """The task. What is None comes from the checkpoint, or in Stage 1 from the defaults named here."""
 
     env_id: str | None = None
-    """ManiSkill task, `Toy-v0` or `SyntheticChunk-v0`; default PickCube-v1"""
+    """ManiSkill task, or one of another suite such as `Toy-v0`; default PickCube-v1"""
     obs_mode: str | None = None
     """observations: `state`, `rgb`, `depth`, or several joined by +; default `state`, the task's full state"""
     control_mode: str | None = None
-    """what an action means; default pd_ee_delta_pose"""
+    """what an action means; default is the task's own, pd_ee_delta_pose for ManiSkill's"""
     reward_mode: str | None = None
-    """normalized_dense, dense or sparse; default is that of the checkpoint, else normalized_dense"""
+    """normalized_dense, dense or sparse; default is that of the checkpoint, else the task's first, normalized_dense for
+    ManiSkill's"""
     max_episode_steps: int | None = None
     """env steps of an episode; default is the task's own limit"""
     terminate_on_success: bool | None = None
@@ -79,8 +81,9 @@ class EnvConfig:
 
     def default(self, name: str) -> Any:
         """What an unset field means where nothing else says it."""
-        if name == "control_mode":
-            return CONTROL_MODES.get(self.env_id or "", "pd_ee_delta_pose")
+        if name in ("control_mode", "reward_mode"):
+            task = task_of(self.env_id or DEFAULTS["env_id"])
+            return task.control_mode if name == "control_mode" else (task.reward_modes or [DEFAULTS[name]])[0]
         return DEFAULTS.get(name)
 
 
@@ -90,6 +93,6 @@ class CompleteEnvConfig(EnvConfig):
 
     env_id: str = DEFAULTS["env_id"]
     obs_mode: str = DEFAULTS["obs_mode"]
-    control_mode: str = CONTROL_MODES.get(DEFAULTS["env_id"], "pd_ee_delta_pose")
+    control_mode: str = DEFAULTS["control_mode"]
     reward_mode: str = DEFAULTS["reward_mode"]
     terminate_on_success: bool = DEFAULTS["terminate_on_success"]

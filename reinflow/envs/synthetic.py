@@ -1,6 +1,4 @@
-"""`SyntheticChunk-v0`:
-an env of any size and cost whose numbers mean nothing, for measuring everything but the simulator.
-"""
+"""`SyntheticChunk-v0`: an env of any size and cost, to measure what surrounds a simulator; its numbers mean nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from reinflow.envs.config import CompleteEnvConfig
 from reinflow.envs.seeding import drawn
+from reinflow.envs.suite import EnvSuite, Setup, Task, Wishes
 from reinflow.types import EnvSpec, ImageSpec, Seed, StepResult
+
+CAMERA, PIXELS = "camera", 128
+EPISODE = 48
+"""env steps"""
 
 
 class SyntheticEnv:
@@ -26,7 +30,7 @@ class SyntheticEnv:
         device: torch.device | str = "cpu",
         state_dim: int = 42,
         action_dim: int = 7,
-        max_episode_steps: int = 48,
+        max_episode_steps: int = EPISODE,
         step_seconds: float = 0.0,
         image: ImageSpec | None = None,
     ):
@@ -90,3 +94,24 @@ class SyntheticEnv:
 
     def close(self) -> None:
         pass
+
+
+class SyntheticSuite(EnvSuite):
+    """That env alone, simulated where the learner is."""
+
+    def owns(self, env_id: str) -> bool:
+        return env_id == "SyntheticChunk-v0"
+
+    def task(self, env_id: str) -> Task:
+        return Task(control_mode="synthetic", limit=EPISODE, cameras=(CAMERA,))
+
+    def setup(self, config: CompleteEnvConfig) -> Setup:
+        return Setup(config, spread=False)
+
+    def make(self, config: CompleteEnvConfig, num_envs: int, wishes: Wishes) -> SyntheticEnv:
+        parts = config.obs_mode.split("+")
+        image = None
+        if parts != ["state"]:
+            image = ImageSpec((CAMERA,), PIXELS, PIXELS, "rgb" in parts, "depth" in parts)
+        limit = config.max_episode_steps or EPISODE
+        return SyntheticEnv(num_envs, wishes.device, max_episode_steps=limit, image=image)

@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from reinflow.envs.config import CompleteEnvConfig
 from reinflow.envs.seeding import drawn
+from reinflow.envs.suite import EnvSuite, Setup, Task, Wishes
 from reinflow.types import EnvSpec, Seed, StepResult
 
 STEP = 0.12
@@ -97,6 +99,23 @@ class ToyEnv:
 
     def _obs(self) -> dict[str, Tensor]:
         return {"state": torch.cat((self.position, self.goal[:, 1:]), 1)}
+
+
+class ToySuite(EnvSuite):
+    """The toy alone, simulated where the learner is."""
+
+    def owns(self, env_id: str) -> bool:
+        return env_id == "Toy-v0"
+
+    def task(self, env_id: str) -> Task:
+        return Task(control_mode="toy", limit=EPISODE, reward_modes=("normalized_dense", "sparse"))
+
+    def setup(self, config: CompleteEnvConfig) -> Setup:
+        return Setup(config, spread=False)
+
+    def make(self, config: CompleteEnvConfig, num_envs: int, wishes: Wishes) -> ToyEnv:
+        limit = config.max_episode_steps or EPISODE
+        return ToyEnv(num_envs, wishes.device, config.terminate_on_success, config.reward_mode, limit)
 
 
 def toy_demos(num: int, noise: float, seed: int) -> list[dict[str, Tensor]]:
