@@ -175,7 +175,8 @@ def render_again(config: Config, source: Path) -> None:
     """Copy recorded episodes with pictures of their states; UserError where they hold no full states."""
     import h5py
 
-    from reinflow.data.demos import load_demos, read_description
+    from reinflow.data.demos import load_demos
+    from reinflow.data.formats.maniskill import read_description
     from reinflow.planner import as_arrays
 
     about = read_description(source)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reinflow.data.chunks import ChunkDataset
-from reinflow.data.demos import Demos, Trajectory
+from reinflow.data.trajectories import Demos, Trajectory
 from reinflow.envs.toy import STEP, WALL, ToyEnv
 from reinflow.types import StepResult
 

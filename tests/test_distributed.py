@@ -26,7 +26,7 @@ from reinflow.algos.guard import StepGuard
 from reinflow.algos.ppo import PPO, PPOConfig
 from reinflow.algos.rollout import RolloutBuffer
 from reinflow.data.chunks import ChunkDataset
-from reinflow.data.demos import Demos, Trajectory
+from reinflow.data.trajectories import Demos, Trajectory
 from reinflow.envs import EnvConfig, make_env
 from reinflow.envs.toy import toy_demos
 from reinflow.errors import UserError

@@ -14,7 +14,7 @@ from reinflow.algos.ppo import PPO, PPOConfig
 from reinflow.algos.rollout import RolloutBuffer
 from reinflow.algos.schedules import NoiseConfig
 from reinflow.data.chunks import ChunkDataset
-from reinflow.data.demos import Demos, Trajectory
+from reinflow.data.trajectories import Demos, Trajectory
 from reinflow.envs import EnvConfig, make_env
 from reinflow.envs.toy import toy_demos
 from reinflow.evaluation import evaluate

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reinflow.data.demos import Demos
 from reinflow.data.pictures import open_store
+from reinflow.data.trajectories import Demos
 from reinflow.types import Obs, StillAction
 
 FOR_STATISTICS = 256

@@ -11,7 +11,7 @@ class DemoConfig:
     """Demonstrations of Stages 1 and 2."""
 
     demo_path: str | None = None
-    """trajectory .h5 in ManiSkill's format; None takes the one that collect_demos.py writes for the task"""
+    """demonstrations in a known format (ManiSkill's .h5); None takes those that collect_demos.py writes for the task"""
     num_demos: int | None = None
     """use only the first ones; None uses all"""
     reward_source: Literal["recorded", "sparse_success"] | None = None
@@ -24,3 +24,8 @@ class DemoConfig:
 def demo_file_name(obs_mode: str, control_mode: str) -> str:
     """The name under which collect_demos.py writes, in the folder of the task."""
     return f"trajectory.{obs_mode}.{control_mode}.h5"
+
+
+def collect_command(env_id: str, obs_mode: str = "state") -> str:
+    mode = "" if obs_mode == "state" else f" --obs_mode {obs_mode}"
+    return f"python collect_demos.py --env_id {env_id}{mode}"

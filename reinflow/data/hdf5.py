@@ -31,3 +31,14 @@ def refuse_impossible_size(stored: Any, where: str, size: int) -> None:
     """UserError for a dataset that its file of `size` bytes can't hold, before memory is taken for it."""
     if stored.nbytes > MOST_COMPRESSION * size:
         raise UserError(f"{where} claims {stored.nbytes:,} bytes in a file of {size:,}: the file is damaged")
+
+
+def top_level(path: Path) -> list[str]:
+    """Names at the root of a file; none where it can't be read."""
+    import h5py
+
+    try:
+        with reading(path), h5py.File(path, "r") as file:
+            return list(file)
+    except UserError:
+        return []

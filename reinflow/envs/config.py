@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from reinflow.envs.suite import task_of
+from reinflow.envs.suite import Task, task_of
 from reinflow.errors import UserError
 from reinflow.types import EnvSpec, Objective, canonical_obs_mode
 
@@ -96,3 +96,8 @@ class CompleteEnvConfig(EnvConfig):
     control_mode: str = DEFAULTS["control_mode"]
     reward_mode: str = DEFAULTS["reward_mode"]
     terminate_on_success: bool = DEFAULTS["terminate_on_success"]
+
+    @property
+    def task(self) -> Task:
+        """What its suite knows of the task."""
+        return task_of(self.env_id)

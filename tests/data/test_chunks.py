@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reinflow.data.chunks import ChunkDataset
-from reinflow.data.demos import Demos, Trajectory
+from reinflow.data.trajectories import Demos, Trajectory
 from reinflow.types import StillAction
 
 GAMMA = 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 from reinflow.data.config import DemoConfig
-from reinflow.data.demos import Demos, Trajectory, load_demos, open_demos
+from reinflow.data.demos import load_demos, open_demos
+from reinflow.data.trajectories import Demos, Trajectory
 from reinflow.data.writer import TrajectoryWriter
+from reinflow.envs.suite import Task
 from reinflow.errors import UserError
 from reinflow.types import EnvSpec, ImageSpec
 
@@ -30,6 +33,7 @@ RULES = {
     "control_mode": "pd_ee_delta_pose",
     "max_episode_steps": 50,
     "terminate_on_success": False,
+    "task": Task("pd_ee_delta_pose"),
 }
 
 
@@ -106,7 +110,6 @@ BAD_EPISODES = {
     "no observations": ({"obs": None}, "traj_1 has no obs"),
     "one observation short": ({"obs": np.zeros((STEPS, STATE), np.float32)}, "traj_1 has obs .5, 3.*one row more"),
     "rewards of another length": ({"rewards": np.zeros(2, np.float32)}, r"traj_1, rewards has shape \(2,\) for 5"),
-    "out of range": ({"actions": np.full((STEPS, ACTION), 3.0, np.float32)}, "traj_1, actions reach 3.00"),
     "another robot": ({"actions": np.zeros((STEPS, 8), np.float32)}, "traj_1 has other dimensions than traj_0"),
     "text": ({"actions": np.full((STEPS, ACTION), b"x")}, "traj_1, actions holds .*not numbers"),
 }
@@ -254,9 +257,55 @@ def test_other_dimensions_than_the_task_are_refused():
         demos.check_fit(task(ACTION, ImageSpec(("hand",), 8, 8, rgb=True, depth=False)))
 
 
+def test_actions_outside_the_bounds_of_the_task_are_refused_in_any_control_mode():
+    wide = replace(task(2), control_mode="pd_joint_pos", action_low=(-3.0, 0.0), action_high=(3.0, 10.0))
+    demos = Demos([acting(0.0, 0.0), acting(-3.0, 10.0)], "PickCube-v1", "pd_joint_pos")
+    demos.check_fit(wide)
+    # a ten-thousandth of half of the range, 5, is rounding: .0005
+    demos.trajectories[1] = acting(0.0, 10.0004)
+    demos.check_fit(wide)
+    demos.trajectories[1] = acting(0.0, 10.0006)
+    with pytest.raises(
+        UserError, match=r"traj_1 of .* reach 10.00, outside the \[0, 10\] of dimension 1 in pd_joint_pos"
+    ):
+        demos.check_fit(wide)
+    with pytest.raises(UserError, match=r"outside the \[-1, 1\] of dimension 1"):
+        demos.check_fit(task(2))
+
+
+def acting(*action: float) -> Trajectory:
+    return replace(blank(2), actions=torch.tensor([action, action]), name="traj_1")
+
+
+@pytest.mark.parametrize(
+    ("terminates_on", "terminate_on_success", "ends"),
+    [
+        ("success", False, []),  # nothing ends it, and the value of its last frame counts
+        ("success", True, [False, True]),
+        ("failure", False, [False, False, False, True]),  # no value lies beyond the fall at the fourth step
+        ("failure", True, [False, True]),
+    ],
+)
+def test_a_fall_ends_an_episode_whatever_success_does(terminates_on, terminate_on_success, ends):
+    marks = torch.eye(4, dtype=torch.bool)
+    # the second step succeeds and is marked as terminated, the fourth falls
+    fallen = Trajectory(
+        torch.zeros(5, STATE), torch.zeros(4, ACTION), marks[1], marks[1] | marks[3], torch.zeros(4, dtype=torch.bool)
+    )
+    kept = fallen.under_rules(terminate_on_success, terminates_on)
+    assert kept.terminated.tolist() == (ends or [False] * 4)
+    assert len(kept.obs) == len(kept) + 1
+
+
+def test_a_file_in_no_known_format_is_refused_with_those_there_are(tmp_path):
+    (tmp_path / "x.h5").write_text("hello")
+    with pytest.raises(UserError, match="cut short, damaged, or in another format than maniskill"):
+        load_demos(tmp_path / "x.h5")
+
+
 def task(action_dim: int, image: ImageSpec | None = None) -> EnvSpec:
-    bounds = (1.0,) * action_dim
-    return EnvSpec("PickCube-v1", "state", "pd_ee_delta_pose", "torch", "dense", STATE, bounds, bounds, 50, image)
+    low, high = (-1.0,) * action_dim, (1.0,) * action_dim
+    return EnvSpec("PickCube-v1", "state", "pd_ee_delta_pose", "torch", "dense", STATE, low, high, 50, image)
 
 
 def blank(steps: int) -> Trajectory:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from reinflow.data.chunks import ChunkDataset
-from reinflow.data.demos import Demos, load_demos
+from reinflow.data.demos import load_demos
 from reinflow.data.pictures import HeldPictures, StreamedPictures
+from reinflow.data.trajectories import Demos
 from reinflow.data.writer import TrajectoryWriter
 from reinflow.errors import UserError
 from reinflow.types import ImageSpec
