@@ -200,12 +200,13 @@ def write_results(rows: list[dict], config: Config, checkpoint: Path, folder: Pa
         "results": rows,
     }
     (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
-    plot(rows, folder / "evaluation.png", f"{env_spec['env_id']}, {rows[0]['episodes']} episodes")
+    title = f"{env_spec['env_id']}, {rows[0]['episodes']} episodes"
+    plot(rows, folder / "evaluation.png", title, env_spec["headline"])
     print(f"wrote {folder / 'evaluation.json'} and {folder / 'evaluation.png'}")
 
 
-def plot(rows: list[dict], path: Path, title: str) -> None:
-    """Success and speed over the number of denoising steps."""
+def plot(rows: list[dict], path: Path, title: str, headline: str) -> None:
+    """Success, or the return of a task that is ranked by it, and speed over the number of denoising steps."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -213,12 +214,17 @@ def plot(rows: list[dict], path: Path, title: str) -> None:
 
     steps = [str(row["num_inference_steps"]) for row in rows]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    for name, marker in (("success_once", "o"), ("success_at_end", "s")):
-        rates = [row[name] for row in rows]
-        errors = [1.96 * (p * (1 - p) / row["episodes"]) ** 0.5 for p, row in zip(rates, rows, strict=True)]
-        left.errorbar(steps, rates, yerr=errors, marker=marker, capsize=3, label=name)
-    left.set(xlabel="denoising steps K", ylabel="success rate (95 % interval)", ylim=(0, 1.02))
-    left.legend(loc="lower right")
+    if headline == "return":
+        errors = [1.96 * row["return_error"] for row in rows]
+        left.errorbar(steps, [row["return"] for row in rows], yerr=errors, marker="o", capsize=3)
+        left.set(xlabel="denoising steps K", ylabel="return (95 % interval)")
+    else:
+        for name, marker in (("success_once", "o"), ("success_at_end", "s")):
+            rates = [row[name] for row in rows]
+            errors = [1.96 * (p * (1 - p) / row["episodes"]) ** 0.5 for p, row in zip(rates, rows, strict=True)]
+            left.errorbar(steps, rates, yerr=errors, marker=marker, capsize=3, label=name)
+        left.set(xlabel="denoising steps K", ylabel="success rate (95 % interval)", ylim=(0, 1.02))
+        left.legend(loc="lower right")
     right.bar(steps, [row["policy_calls_per_second"] for row in rows])
     right.set(xlabel="denoising steps K", ylabel="batched policy calls per second")
     figure.suptitle(title)

@@ -86,6 +86,7 @@ class Evaluation:
             "eval/success_once": self.success_once.float().mean().item(),
             "eval/success_at_end": self.success_at_end.float().mean().item(),
             "eval/return": self.return_.mean().item(),
+            "eval/return_error": mean_error(self.return_).item(),
             "eval/episode_len": self.length.float().mean().item(),
         }
 
@@ -95,6 +96,11 @@ class Evaluation:
         columns = names | {"return": self.return_, "length": self.length}
         lists = (column.tolist() for column in columns.values())
         return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
+
+
+def mean_error(values: Float[Tensor, "m"]) -> Float[Tensor, ""]:
+    """Standard error of their mean."""
+    return values.double().std(unbiased=len(values) > 1) / math.sqrt(len(values))
 
 
 def standard_error(rate: float, episodes: int) -> float:
@@ -124,7 +130,7 @@ def paired_difference(first: Bool[Tensor, "m"], second: Bool[Tensor, "m"]) -> tu
 def mean_difference(first: Float[Tensor, "m"], second: Float[Tensor, "m"]) -> tuple[float, float]:
     """Mean of the differences of pairs and half of its 95 % interval, which is normal."""
     gaps = (second - first).double()
-    return gaps.mean().item(), Z_95 * (gaps.std(unbiased=len(gaps) > 1) / math.sqrt(len(gaps))).item()
+    return gaps.mean().item(), Z_95 * mean_error(gaps).item()
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,15 +17,17 @@ from reinflow import distributed
 from reinflow.checkpoint import BEST, Checkpoint, load_checkpoint, save_checkpoint
 from reinflow.compatibility import compared, refuse
 from reinflow.errors import UserError
-from reinflow.evaluation import EvalConfig, evaluate, standard_error
+from reinflow.evaluation import EvalConfig, evaluate
 from reinflow.interrupts import Interrupted, deferred
 from reinflow.loops import Diverged
 from reinflow.policies.base import Policy
+from reinflow.ranking import Score, restored, score_of
 from reinflow.resumable import latest_training, save_training
 from reinflow.rng import rng_state, set_rng_state
 from reinflow.run import Run
+from reinflow.status import HEADLINES
 from reinflow.trees import copied
-from reinflow.types import ChunkEnv
+from reinflow.types import ChunkEnv, Headline
 from reinflow.videos import Camera, write_film
 
 SEED_OF_A_SECOND_TRY = 7919
@@ -64,7 +65,7 @@ class Keeper:
     ):
         """`camera` films every evaluation.
 
-        With `prefer_newer`, `best_model.pt` is the newest policy whose success is less than a standard error below the
+        With `prefer_newer`, `best_model.pt` is the newest policy whose score is less than a standard error below the
         highest one: of noisy evaluations the highest is a lucky one, and a policy that trained on is mostly better.
         """
         self.trainer = trainer
@@ -74,10 +75,10 @@ class Keeper:
         self.config = config
         self.camera = camera
         self.prefer_newer = prefer_newer
-        self.best: tuple[float, float] | None = None
-        """the highest (success_once, success_at_end)"""
-        self.first = math.nan
-        """success_once of the first evaluation, which in Stages 2 and 3 is the pretrained policy's"""
+        self.best: Score | None = None
+        """the highest one"""
+        self.first: Score | None = None
+        """of the first evaluation, which in Stages 2 and 3 is the pretrained policy's"""
         self._mark: tuple[int, Checkpoint] | None = None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._pending: tuple[int, Future[Path]] | None = None
@@ -90,9 +91,9 @@ class Keeper:
         started = time.perf_counter()
         result = evaluate(policy, self.env, **self.config.settings)
         metrics = result.metrics()
-        score = (metrics["eval/success_once"], metrics["eval/success_at_end"])
-        if math.isnan(self.first):
-            self.first = score[0]
+        score = self.score(metrics)
+        if self.first is None:
+            self.first = score
         if self._worth_keeping(score):
             checkpoint = self.trainer.snapshot()
             checkpoint.meta |= {"step": step, "metrics": metrics}
@@ -101,13 +102,22 @@ class Keeper:
         if self.camera is not None:
             path, film = self.run.dir / "videos" / f"eval_{step:09d}.mp4", self.camera.film(policy)
             self._written("a film", lambda: write_film(path, film))
-        best = (self.best or score)[0]
-        self.run.status(success=score[0], best_success=best)
+        best = (self.best or score).value
+        self._show(metrics, best)
         return {
             **metrics,
-            "eval/best_success_once": best,
+            f"eval/best_{self.headline}": best,
             "time/eval": time.perf_counter() - started,
         }
+
+    @property
+    def headline(self) -> Headline:
+        """What the task's policies are ranked by."""
+        return self.env.spec.headline
+
+    def score(self, metrics: dict[str, float]) -> Score:
+        """What an evaluation with these metrics is ranked by."""
+        return score_of(metrics, self.headline, self.config.num_eval_episodes)
 
     def hand_over(self, critic_state: dict[str, Tensor]) -> None:
         """Give this critic to a best policy from before training, beside which none had learnt anything.
@@ -149,8 +159,9 @@ class Keeper:
         """
         training = self._load()
         with fitting(self.run.dir):
-            self.best = tuple(training["best"]) if training["best"] else None
-            self.first = training["first"]
+            self.best, self.first = (
+                restored(training[name], self.config.num_eval_episodes) for name in ("best", "first")
+            )
             self._continue_random_sequences(training["randomness"])
             self.run.rewind(training["step"])
         return training
@@ -209,8 +220,8 @@ class Keeper:
         checkpoint.meta |= {"step": step}
         checkpoint.training = self.trainer.training() | {
             "step": step,
-            "best": list(self.best) if self.best else None,
-            "first": self.first,
+            "best": self.best.saved() if self.best else None,
+            "first": self.first.saved() if self.first else None,
             "randomness": randomness,
         }
         return checkpoint
@@ -225,11 +236,13 @@ class Keeper:
         refuse(self.run.dir, differences, "it was started with another policy or task")
         return checkpoint.training or {}
 
-    def _worth_keeping(self, score: tuple[float, float]) -> bool:
-        if self.best is None or score > self.best:
-            return True
-        success = self.best[0]
-        return self.prefer_newer and score[0] > success - standard_error(success, self.config.num_eval_episodes)
+    def _worth_keeping(self, score: Score) -> bool:
+        return self.best is None or score > self.best or (self.prefer_newer and score.is_near(self.best))
+
+    def _show(self, metrics: dict[str, float], best: float) -> None:
+        """Tell the status."""
+        shown = {short: metrics[f"eval/{name}"] for name, short in HEADLINES.items()}
+        self.run.status(headline=self.headline, **shown, **{f"best_{HEADLINES[self.headline]}": best})
 
     def _settle(self) -> None:
         """Wait for the state that is being written."""

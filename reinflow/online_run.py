@@ -4,7 +4,6 @@ evaluate the pretrained policy, fine-tune, keep the best, save what `--resume` n
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -15,10 +14,11 @@ from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO
 from reinflow.algos.rollout import RolloutBuffer
 from reinflow.checkpoint import Checkpoint, load_state_
-from reinflow.evaluation import EvalConfig, standard_error
+from reinflow.evaluation import EvalConfig
 from reinflow.keeper import Keeper, fitting
 from reinflow.loops import Diverged, Metrics, OnPolicyConfig, OnPolicyState, on_policy
 from reinflow.run import Run
+from reinflow.status import HEADLINES
 from reinflow.types import ChunkEnv, Objective, Obs
 from reinflow.videos import Camera
 
@@ -134,9 +134,12 @@ class OnlineRun:
 
     def _evaluate(self, state: OnPolicyState) -> Metrics:
         metrics = self.keeper.evaluate(self.agent.policy, state.env_steps)
-        first, episodes = self.keeper.first, self.keeper.config.num_eval_episodes
-        if metrics and state.policy_updates and is_below(metrics["eval/success_once"], first, episodes):
-            self.run.alarm(f"success fell below the pretrained {first:.2f}: lower --lr or raise --critic_warmup_steps")
+        first = self.keeper.first
+        if metrics and first and state.policy_updates and self.keeper.score(metrics).is_below(first):
+            self.run.alarm(
+                f"{HEADLINES[self.keeper.headline]} fell below the pretrained {first.value:.2f}: "
+                "lower --lr or raise --critic_warmup_steps"
+            )
         return metrics
 
 
@@ -149,12 +152,6 @@ def continued(env: ChunkEnv, state: Any, run: Run) -> Obs | None:
     if obs is None:
         run.alarm("the envs could not go on where they were: new episodes started")
     return obs
-
-
-def is_below(rate: float, reference: float, episodes: int) -> bool:
-    """Whether a success rate is below another by more than two standard errors of their difference."""
-    error = math.hypot(standard_error(rate, episodes), standard_error(reference, episodes))
-    return rate < reference - 2 * error
 
 
 def warn_of_few_iterations(run: Run, config: OnPolicyConfig, act_horizon: int) -> None:

@@ -26,7 +26,7 @@ from reinflow.sweep.results import CONFIDENCE, Summary, common_goal, read_metric
 MAX_VIDEO_BYTES = 3_000_000
 """a larger video is named instead of embedded"""
 COLUMNS = (
-    "configuration", "seeds", "success", "±95 %", "vs baseline", "vs pretrained", "best", "steps to goal", "stability",
+    "configuration", "seeds", "{score}", "±95 %", "vs baseline", "vs pretrained", "best", "steps to goal", "stability",
     "drawdown", "minutes", "steps/s", "s/epoch",
 )  # fmt: skip
 STYLE = """
@@ -51,6 +51,23 @@ for (const th of document.querySelectorAll('th')) th.addEventListener('click', (
   table.tBodies[0].append(...rows);
 });
 """
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How a page shows scores."""
+
+    word: str
+    headline: str
+    """whose mean over episodes it is"""
+    factor: float
+    sign: str
+
+
+UNITS = {
+    "success_once": Unit("success", "success_once", 100.0, " %"),
+    "return": Unit("return", "return", 1.0, ""),
+}
 
 
 @dataclass(frozen=True)
@@ -81,30 +98,40 @@ def baseline_of(summaries: list[Summary]) -> Summary | None:
     return next((summary for summary in summaries if summary.category == "baseline"), None)
 
 
+def unit_of(summaries: list[Summary]) -> Unit:
+    """A sweep has one task, so all of its runs have one headline."""
+    return UNITS[summaries[0].curves[0].headline if summaries else "success_once"]
+
+
+def columns(summaries: list[Summary]) -> list[str]:
+    """Titles of the table."""
+    return [name.format(score=unit_of(summaries).word) for name in COLUMNS]
+
+
 def number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def cells(summary: Summary, baseline: Summary | None, goal: float) -> list[str]:
     """A configuration's row; a difference to the baseline that the seeds bear out has a star."""
-    interval, count = summary.interval, len(summary.curves)
+    interval, count, factor = summary.interval, len(summary.curves), unit_of([summary]).factor
     versus = "-"
     if baseline is not None and summary is not baseline:
         star = "*" if summary.differs_from(baseline) else ""
-        versus = f"{100 * (summary.final - baseline.final):+.1f}{star}"
+        versus = f"{factor * (summary.final - baseline.final):+.1f}{star}"
     reached = summary.steps_to(goal)
     some = f" ({len(reached)}/{count})" if len(reached) < count else ""
     return [
         summary.key,
         str(count),
-        f"{100 * summary.final:.1f}",
-        number(None if interval is None else 100 * interval, 1),
+        f"{factor * summary.final:.1f}",
+        number(None if interval is None else factor * interval, 1),
         versus,
-        f"{100 * summary.gain:+.1f}",
-        f"{100 * summary.mean('best'):.1f}",
+        f"{factor * summary.gain:+.1f}",
+        f"{factor * summary.mean('best'):.1f}",
         f"{sum(reached) / len(reached):,.0f}{some}" if reached else "-",
-        f"{100 * summary.mean('stability'):.1f}",
-        f"{100 * summary.mean('drawdown'):.1f}",
+        f"{factor * summary.mean('stability'):.1f}",
+        f"{factor * summary.mean('drawdown'):.1f}",
         f"{summary.mean('seconds') / 60:.1f}",
         number(summary.mean_of("speed"), 0),
         number(summary.mean_of("epoch_seconds"), 2),
@@ -134,12 +161,13 @@ def verdict(summaries: list[Summary]) -> str:
     return f"{'; '.join(parts)}. By chance alone about {chance:.1f} would look different."
 
 
-def explanation(goal: float) -> str:
+def explanation(goal: float, unit: Unit) -> str:
+    percent = ", in %" if unit.sign else ""
     return (
-        "success: success_once of the evaluations in the last fifth of a run, mean over seeds, in %. "
-        f"steps to goal: env steps until a success of {100 * goal:.0f} %, 80 % of the way from the pretrained policy "
-        "to the best configuration; (seeds that got there). "
-        "stability: standard deviation over the last fifth. drawdown: largest fall below an earlier success. "
+        f"{unit.word}: {unit.headline} of the evaluations in the last fifth of a run, mean over seeds{percent}. "
+        f"steps to goal: env steps until a {unit.word} of {unit.factor * goal:.0f}{unit.sign}, 80 % of the way from "
+        "the pretrained policy to the best configuration; (seeds that got there). "
+        f"stability: standard deviation over the last fifth. drawdown: largest fall below an earlier {unit.word}. "
         "minutes: rollouts, updates and evaluations of a run. steps/s: env steps, evaluations left out. "
         "s/epoch: a PPO epoch over one rollout. *: differs from the baseline at the 95 % level."
     )
@@ -148,9 +176,9 @@ def explanation(goal: float) -> str:
 def markdown(views: list[View], summaries: list[Summary], goal: float) -> str:
     baseline = baseline_of(summaries)
     lines = ["# ReinFlow sweep", "", heading(views), "", verdict(summaries), ""]
-    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(columns(summaries)) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(cells(summary, baseline, goal)) + " |" for summary in summaries]
-    lines += ["", explanation(goal), ""]
+    lines += ["", explanation(goal, unit_of(summaries)), ""]
     lines += [f"* {view.record.name}: {view.state}: {view.record.error or ''}" for view in unfinished(views)]
     return "\n".join(lines) + "\n"
 
@@ -187,7 +215,7 @@ def page(log_dir: Path, views: list[View], summaries: list[Summary], goal: float
     body = [f"<h1>ReinFlow sweep</h1><p>{html.escape(heading(views))}</p>", origin(views)]
     body.append(f"<p><b>{html.escape(verdict(summaries))}</b></p>")
     body.append(html_table(summaries, baseline, goal))
-    body.append(f'<p class="note">{html.escape(explanation(goal))} Click a column to sort.</p>')
+    body.append(f'<p class="note">{html.escape(explanation(goal, unit_of(summaries)))} Click a column to sort.</p>')
     for category in dict.fromkeys(s.category for s in summaries if s is not baseline):
         members = [s for s in summaries if s is baseline or s.category == category]
         ranked = sorted(members, key=lambda summary: -summary.final)
@@ -216,7 +244,7 @@ def origin(views: list[View]) -> str:
 
 
 def html_table(summaries: list[Summary], baseline: Summary | None, goal: float) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in COLUMNS)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns(summaries))
     rows = []
     for summary in summaries:
         texts = cells(summary, baseline, goal)
@@ -230,7 +258,7 @@ def html_table(summaries: list[Summary], baseline: Summary | None, goal: float) 
 
 
 def chart(summaries: list[Summary]) -> str:
-    """Success over env steps, mean over seeds with the range between them, as SVG."""
+    """Scores over env steps, mean over seeds with the range between them, as SVG."""
     import matplotlib
     import numpy as np
 
@@ -241,13 +269,16 @@ def chart(summaries: list[Summary]) -> str:
     for index, summary in enumerate(summaries):
         end = min(curve.steps[-1] for curve in summary.curves)
         grid = np.linspace(0, end, 60)
-        values = np.stack([np.interp(grid, curve.steps, curve.success) for curve in summary.curves])
+        values = np.stack([np.interp(grid, curve.steps, curve.scores) for curve in summary.curves])
         style: dict[str, Any] = {"color": "black", "linestyle": "--"} if summary.category == "baseline" else {}
         (line,) = axes.plot(grid, values.mean(0), label=summary.key, zorder=len(summaries) - index, **style)
         if len(values) > 1:
             axes.fill_between(grid, values.min(0), values.max(0), alpha=0.15, color=line.get_color())
-    lowest = min(min(curve.success) for summary in summaries for curve in summary.curves)
-    axes.set(xlabel="env steps", ylabel="success_once", ylim=(max(lowest - 0.05, 0), 1.02))
+    unit = unit_of(summaries)
+    axes.set(xlabel="env steps", ylabel=unit.headline)
+    if unit.headline == "success_once":
+        lowest = min(min(curve.scores) for summary in summaries for curve in summary.curves)
+        axes.set_ylim(max(lowest - 0.05, 0), 1.02)
     axes.legend(fontsize=8, loc="best")
     axes.grid(alpha=0.3)
     text = io.StringIO()

@@ -29,7 +29,7 @@ from reinflow.progress import Progress
 from reinflow.resumable import states
 from reinflow.rng import seed_globals
 from reinflow.rundir import RunDir, TextLog, describe_run, read_config, write_config
-from reinflow.status import Status
+from reinflow.status import HEADLINES, Status
 from reinflow.watch import Watch
 
 
@@ -166,7 +166,8 @@ class Run:
     def status(self, **fields: Any) -> None:
         """Update status.json: `phase`, `success`, `best_success`, or any other number that a monitor should show."""
         self._status.update(**fields)
-        self._progress.show(phase=self._status["phase"], success=self._status["success"])
+        score = HEADLINES[self._status["headline"]]
+        self._progress.show(phase=self._status["phase"], **{score: self._status[score]})
 
     def progress(self, step: int, **postfix: Any) -> None:
         """Move the bar (or print a line, every few seconds) and refresh speed and time left in status.json."""

@@ -12,14 +12,18 @@ from reinflow.files import read_json, write_json
 
 BEAT_SECONDS = 1.0
 """shortest time between two writes that only move the step"""
+HEADLINES = {"success_once": "success", "return": "return"}
+"""what tasks are ranked by (`reinflow.types.Headline`), and what people read; fields that an evaluation sets"""
+SCORES = tuple(HEADLINES.values())
 
 
 class Status:
     """A dict that is a file.
 
     Fields: name, seed, state (running | done | failed | killed), pid, host, gpu, step, total, unit, sps, eta (seconds),
-    phase, kl and clip_fraction (of the last update), success, best_success, success_history ([step, success] pairs),
-    alarms, write_failures (what a disk refused), error, started and heartbeat (unix time).
+    phase, kl and clip_fraction (of the last update), headline (success_once | return: what the task is ranked by),
+    success, best_success, success_history ([step, success] pairs) and the same three of return, alarms, write_failures
+    (what a disk refused), error, started and heartbeat (unix time).
     """
 
     def __init__(self, path: Path, fields: dict[str, Any]):
@@ -32,7 +36,7 @@ class Status:
         """A fresh status; a resumed run keeps its successes."""
         import torch  # not at the top: monitors and sweeps read a status, and torch takes seconds to start
 
-        fields = {
+        fields: dict[str, Any] = {
             "name": name,
             "seed": seed,
             "state": "starting",
@@ -45,9 +49,9 @@ class Status:
             "sps": None,
             "eta": None,
             "phase": None,
-            "success": None,
-            "best_success": None,
-            "success_history": [],
+            "headline": "success_once",
+            **{field: None for name in SCORES for field in (name, f"best_{name}")},
+            **{f"{name}_history": [] for name in SCORES},
             "alarms": [],
             "write_failures": 0,
             "error": None,
@@ -55,8 +59,8 @@ class Status:
         }
         if resumed:
             before = read_status(path)
-            kept = ("step", "success", "best_success", "success_history")
-            fields.update({key: before[key] for key in kept if key in before})
+            kept = [field for name in SCORES for field in (name, f"best_{name}", f"{name}_history")]
+            fields.update({key: before[key] for key in ("step", "headline", *kept) if key in before})
         return cls(path, fields)
 
     def __getitem__(self, name: str) -> Any:
@@ -65,10 +69,11 @@ class Status:
     def update(self, **fields: Any) -> None:
         """Set fields and write the file."""
         self._fields.update(fields)
-        success = fields.get("success")
-        if success is not None:
-            self._fields["success_history"].append([self._fields["step"], success])
-            self._fields["best_success"] = max(success, self._fields["best_success"] or 0.0)
+        for name in SCORES:
+            if (score := fields.get(name)) is not None:
+                self._fields[f"{name}_history"].append([self._fields["step"], score])
+                best = self._fields[f"best_{name}"]
+                self._fields[f"best_{name}"] = score if best is None else max(score, best)
         self._write()
 
     def beat(self, step: int, **fields: Any) -> None:
@@ -87,6 +92,11 @@ class Status:
             write_json(self.path, {**self._fields, "heartbeat": self._written})
         except OSError:
             self.count_failure()
+
+
+def headline_field(status: dict[str, Any]) -> str:
+    """The score to look at; runs of before there was a choice are ranked by success."""
+    return HEADLINES[status.get("headline", "success_once")]
 
 
 def read_status(path: Path) -> dict[str, Any]:

@@ -15,19 +15,20 @@ from reinflow.checkpoint import Checkpoint, load_checkpoint
 from reinflow.evaluation import EvalConfig, standard_error
 from reinflow.flags import with_flags
 from reinflow.policies import build_policy
+from reinflow.ranking import Score, restored
 from tests.test_checkpoint import ENV, SPEC
 
 
 def keeper_of(tmp_path, monkeypatch, scores: list[tuple[float, float]], **options: Any) -> module.Keeper:
     """A keeper whose evaluations have those scores; `critic_state` makes the critic beside the policy of each."""
     script, critic_state = iter(scores), options.pop("critic_state", lambda place: None)
+    task = options.pop("task", ENV)
     evaluated = -1
 
     def evaluation(*_: Any, **__: Any) -> SimpleNamespace:
         nonlocal evaluated
         evaluated += 1
-        once, at_end = next(script)
-        return SimpleNamespace(metrics=lambda: {"eval/success_once": once, "eval/success_at_end": at_end})
+        return SimpleNamespace(metrics=lambda: metrics_of(*next(script)))
 
     monkeypatch.setattr(module, "evaluate", evaluation)
     policy = build_policy(SPEC)
@@ -36,7 +37,12 @@ def keeper_of(tmp_path, monkeypatch, scores: list[tuple[float, float]], **option
         generator=torch.Generator(),
         snapshot=lambda: Checkpoint(SPEC, ENV, policy.state_dict(), critic_state(evaluated)),
     )
-    return module.Keeper(trainer, None, EvalConfig(num_eval_episodes=100), **options)
+    return module.Keeper(trainer, SimpleNamespace(spec=task), EvalConfig(num_eval_episodes=100), **options)
+
+
+def metrics_of(once: float, at_end: float, return_: float = 0.0, error: float = 0.0) -> dict[str, float]:
+    successes = {"eval/success_once": once, "eval/success_at_end": at_end}
+    return successes | {"eval/return": return_, "eval/return_error": error}
 
 
 def kept(tmp_path, monkeypatch, scores: list[tuple[float, float]], prefer_newer: bool) -> tuple[int, list[float]]:
@@ -100,3 +106,41 @@ def test_a_state_that_is_older_than_what_describes_its_policy_and_task_now_goes_
     run = SimpleNamespace(dir=tmp_path, say=print)
     trainer = SimpleNamespace(run=run, generator=torch.Generator(), snapshot=lambda: now)
     assert module.Keeper(trainer, None, EvalConfig())._load() == {"count": 3}
+
+
+RANKED = replace(ENV, headline="return")
+
+
+@pytest.mark.parametrize(
+    ("returns", "place"),
+    [
+        ([-40.0, -33.0, -35.0], 1),
+        ([-40.0, -33.0, -34.4], 2),  # the highest has a standard error of 1.5
+        ([-40.0, -33.0, -34.6], 1),
+    ],
+)
+def test_a_task_that_is_ranked_by_its_return_keeps_the_highest_one(tmp_path, monkeypatch, returns, place):
+    scores = [(0.0, 0.0, value, 1.5) for value in returns]
+    keeper = keeper_of(tmp_path, monkeypatch, scores, prefer_newer=True, task=RANKED)
+    highest = [keeper.evaluate(None, step)["eval/best_return"] for step in range(3)]
+    assert load_checkpoint(tmp_path / "best_model.pt").meta["step"] == place
+    assert highest == [-40.0, -33.0, -33.0]
+
+
+def test_the_status_of_a_run_says_what_it_is_ranked_by(tmp_path, monkeypatch):
+    said: dict[str, Any] = {}
+    keeper = keeper_of(tmp_path, monkeypatch, [(0.25, 0.0, -3.0, 1.0)], task=RANKED)
+    keeper.run.status = lambda **fields: said.update(fields)
+    keeper.evaluate(None, 0)
+    assert said == {"headline": "return", "success": 0.25, "return": -3.0, "best_return": -3.0}
+
+
+def test_scores_come_back_also_from_states_that_are_older_than_returns():
+    assert restored([-33.0, 0.0, 1.5], 96) == Score(-33.0, 0.0, 1.5)
+    assert restored([-33.0, 0.0, 1.5], 96).error == 1.5
+    # two numbers, and one, are successes: sqrt(.25 / 100) of .5 in 96 episodes
+    assert restored([0.5, 0.25], 96) == Score(0.5, 0.25, 0.05)
+    assert restored(0.5, 96).error == restored([0.5, 0.25], 96).error == pytest.approx(0.05)
+    assert restored(None, 96) is restored(math.nan, 96) is None
+    score = Score(1.0, 2.0, 3.0)
+    assert restored(score.saved(), 96).error == 3.0

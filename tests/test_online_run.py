@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -11,7 +10,8 @@ from unittest import mock
 import pytest
 
 from reinflow.loops import OnPolicyState
-from reinflow.online_run import FEW_ITERATIONS, OnlineRun, is_below
+from reinflow.online_run import FEW_ITERATIONS, OnlineRun
+from reinflow.ranking import Score, score_of
 from tests.small import demo_file, run_stage
 
 MOVED, FROZEN = OnPolicyState(iteration=4, policy_updates=3), OnPolicyState(iteration=4)
@@ -26,12 +26,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def score(success: float, episodes: int) -> Score:
+    return score_of({"eval/success_once": success, "eval/success_at_end": success}, "success_once", episodes)
+
+
 def alarms_of(success: float, state: OnPolicyState, episodes: int = 96) -> list[str]:
     """Of an evaluation after one of .5."""
     keeper = SimpleNamespace(
-        first=0.5,
-        config=SimpleNamespace(num_eval_episodes=episodes),
+        first=score(0.5, episodes),
+        headline="success_once",
         evaluate=lambda policy, step: {"eval/success_once": success},
+        score=lambda metrics: score(metrics["eval/success_once"], episodes),
     )
     said: list[str] = []
     run = SimpleNamespace(alarm=said.append)
@@ -42,11 +47,13 @@ def alarms_of(success: float, state: OnPolicyState, episodes: int = 96) -> list[
 def test_two_standard_errors_of_a_difference_by_hand():
     # of .5 in 96 episodes: sqrt(.25 / 100) = .05; of .35: (33.6 + 2) / 100 = .356, sqrt(.356 * .644 / 100) = .0479;
     # 2 * sqrt(.05^2 + .0479^2) = .1385, and .5 - .35 = .15 is more; .37 has .0482, .1389 and .13
-    assert is_below(0.35, 0.5, 96)
-    assert not is_below(0.37, 0.5, 96)
-    assert not is_below(0.35, 0.5, 20)
-    assert not is_below(0.6, 0.5, 10_000)
-    assert not is_below(0.2, math.nan, 96)
+    assert score(0.35, 96).is_below(score(0.5, 96))
+    assert not score(0.37, 96).is_below(score(0.5, 96))
+    assert not score(0.35, 20).is_below(score(0.5, 20))
+    assert not score(0.6, 10_000).is_below(score(0.5, 10_000))
+    # returns: 2 * sqrt(3^2 + 4^2) = 10
+    assert Score(-10.1, 0, 3.0).is_below(Score(0.0, 0, 4.0))
+    assert not Score(-9.9, 0, 3.0).is_below(Score(0.0, 0, 4.0))
 
 
 def test_a_success_that_fell_beyond_the_error_of_its_evaluation_is_an_alarm():

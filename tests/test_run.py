@@ -56,6 +56,7 @@ def test_a_run_leaves_config_status_metrics_and_log(tmp_path):
     assert (status["state"], status["step"], status["total"], status["phase"]) == ("done", 100, 100, "ppo")
     assert (status["success"], status["best_success"]) == (0.5, 0.75)
     assert status["success_history"] == [[50, 0.25], [50, 0.75], [50, 0.5]]
+    assert (status["headline"], status["return"], status["best_return"]) == ("success_once", None, None)
     assert status["heartbeat"] >= status["started"]
     line = json.loads((folder / "metrics.jsonl").read_text())
     assert (line["step"], line["losses/total"], line["charts/SPS"]) == (50, 0.5, 10)

@@ -18,12 +18,13 @@ from typing import Any
 from reinflow.cli import run_script
 from reinflow.errors import UserError
 from reinflow.progress import clock
+from reinflow.status import headline_field
 from reinflow.sweep.records import View, look, read_records
 
 NARROW, WIDE = 80, 100
 """columns of the table without and with KL, clip fraction and speed"""
 TREND = "_.-=+*#@"
-"""success from 0 to 1 in a character"""
+"""a score from low to high in a character"""
 TREND_WIDTH = 5
 STATES = ("running", "queued", "failed", "killed", "done")
 
@@ -116,10 +117,11 @@ def row(view: View) -> str:
     shown = view.state if view.state != "running" else (status.get("phase") or "start")
     eta = clock(status["eta"]) if view.state == "running" and status.get("eta") is not None else ""
     age = f"{view.age:.0f}s" if view.state == "running" and view.age is not None else ""
+    score = headline_field(status)
     return (
         f"{(record.slot or '-')[:4]:4} {label(view):19} {record.seed:>4} {shown:7} {bar(share)} "
-        f"{rate(status.get('success'))} {rate(status.get('best_success'))} "
-        f"{trend(status.get('success_history', [])):{TREND_WIDTH}} {eta:>7} {age:>4}"
+        f"{number(status.get(score))} {number(status.get(f'best_{score}'))} "
+        f"{trend(status.get(f'{score}_history', []), score):{TREND_WIDTH}} {eta:>7} {age:>4}"
     )
 
 
@@ -143,14 +145,20 @@ def bar(share: float, width: int = 6) -> str:
     return f"[{'#' * full}{'.' * (width - full)}]{share:>4.0%}"
 
 
-def rate(success: float | None) -> str:
-    return "   -" if success is None else f"{success:.2f}"
+def number(score: float | None) -> str:
+    """In four characters: a success with two digits, a return with as many as there is room for."""
+    if score is None:
+        return "   -"
+    digits = next((d for d in (2, 1) if len(f"{score:.{d}f}") <= 4), 0)
+    return f"{score:4.{digits}f}"
 
 
-def trend(history: list[list[float]]) -> str:
-    """The last successes as characters from low to high."""
-    last = [success for _, success in history[-TREND_WIDTH:]]
-    return "".join(TREND[min(int(success * len(TREND)), len(TREND) - 1)] for success in last)
+def trend(history: list[list[float]], score: str = "success") -> str:
+    """The last scores as characters from low to high: successes from 0 to 1, returns from the lowest to the highest."""
+    scores = [value for _, value in history]
+    low, high = (0.0, 1.0) if score == "success" else (min(scores, default=0.0), max(scores, default=1.0))
+    shares = [(value - low) / ((high - low) or 1.0) for value in scores[-TREND_WIDTH:]]
+    return "".join(TREND[min(int(share * len(TREND)), len(TREND) - 1)] for share in shares)
 
 
 if __name__ == "__main__":

@@ -10,28 +10,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reinflow.status import read_status
 from reinflow.sweep.records import View
 
-SUCCESS = "eval/success_once"
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Evaluations of one run; `success[0]` at step 0 is the pretrained policy's."""
+    """Evaluations of one run; `scores[0]` at step 0 is the pretrained policy's."""
 
     steps: list[float]
-    success: list[float]
+    scores: list[float]
+    """of the task's headline, successes from 0 to 1 or returns"""
     seconds: float = 0.0
     """of rollouts, updates and evaluations; what passed between an interruption and its resume does not count"""
     speed: float | None = None
     """env steps per second, evaluations left out"""
     epoch_seconds: float | None = None
     """of one PPO epoch over a rollout"""
+    headline: str = "success_once"
 
     @property
     def pretrained(self) -> float:
-        return self.success[0]
+        return self.scores[0]
 
     @property
     def final(self) -> float:
@@ -40,12 +42,12 @@ class Curve:
 
     @property
     def best(self) -> float:
-        return max(self.success)
+        return max(self.scores)
 
     @property
     def last_fifth(self) -> list[float]:
         start = self.steps[-1] * 0.8
-        return [s for step, s in zip(self.steps, self.success, strict=True) if step >= start]
+        return [s for step, s in zip(self.steps, self.scores, strict=True) if step >= start]
 
     @property
     def stability(self) -> float:
@@ -54,22 +56,23 @@ class Curve:
 
     @property
     def drawdown(self) -> float:
-        """Largest fall below an earlier success."""
-        highest, worst = 0.0, 0.0
-        for success in self.success:
-            highest = max(highest, success)
-            worst = max(worst, highest - success)
+        """Largest fall below an earlier score."""
+        highest, worst = self.scores[0], 0.0
+        for score in self.scores:
+            highest = max(highest, score)
+            worst = max(worst, highest - score)
         return worst
 
     def steps_to(self, goal: float) -> float | None:
-        """Env steps until the success is at `goal`; None if it never was."""
-        return next((step for step, s in zip(self.steps, self.success, strict=True) if s >= goal - 1e-9), None)
+        """Env steps until the score is at `goal`; None if it never was."""
+        return next((step for step, s in zip(self.steps, self.scores, strict=True) if s >= goal - 1e-9), None)
 
 
 def read_curve(run_dir: Path) -> Curve | None:
     """The evaluations in metrics.jsonl; None before there is one."""
     lines = read_metrics(run_dir)
-    points = [line for line in lines if line.get(SUCCESS) is not None]
+    headline = read_status(run_dir / "status.json").get("headline", "success_once")
+    points = [line for line in lines if line.get(f"eval/{headline}") is not None]
     if not points:
         return None
     updates = [line for line in lines if "time/update" in line]
@@ -78,10 +81,11 @@ def read_curve(run_dir: Path) -> Curve | None:
     speeds = [line["charts/SPS"] for line in updates if line.get("charts/SPS")]
     return Curve(
         [point["step"] for point in points],
-        [point[SUCCESS] for point in points],
+        [point[f"eval/{headline}"] for point in points],
         sum(value for line in lines for name, value in line.items() if name.startswith("time/") and value),
         statistics.mean(speeds) if speeds else None,
         trained / epochs if epochs else None,
+        headline,
     )
 
 
@@ -159,7 +163,7 @@ def half_interval(values: list[float]) -> float | None:
 
 
 def common_goal(summaries: list[Summary], share: float = 0.8) -> float:
-    """The success whose env steps are compared: `share` of the way from the pretrained to the best final one."""
+    """The score whose env steps are compared: `share` of the way from the pretrained to the best final one."""
     pretrained = statistics.mean(summary.mean("pretrained") for summary in summaries)
     return pretrained + share * (max(summary.final for summary in summaries) - pretrained)
 

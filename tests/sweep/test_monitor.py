@@ -50,6 +50,13 @@ def test_a_table_of_80_columns_tells_all_five_states_apart():
     assert "! noise:fast seed 0: RuntimeError: out of memory" in lines
 
 
+def test_a_task_of_returns_shows_them():
+    running = view("exp", "running", step=1, total=2, headline="return", success=0.0, return_history=[[0, -9], [1, -4]],
+                   **{"return": -33.2, "best_return": 889.4})  # fmt: skip
+    line = table(Path("runs"), [running]).splitlines()[2]
+    assert "[###...] 50%  -33  889 _@" in line
+
+
 def test_a_wide_table_adds_kl_clip_fraction_and_speed():
     running = view("exp", "running", step=1, total=2, kl=0.0123, clip_fraction=0.08, sps=410.0)
     lines = table(Path("runs"), [running], width=100).splitlines()

@@ -95,3 +95,21 @@ def test_one_seed_is_called_noise(tmp_path):
 def test_another_folder_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="not the folder of a sweep"):
         main(Config(str(tmp_path)))
+
+
+def test_a_sweep_over_a_task_of_returns_shows_them_as_they_are(tmp_path):
+    for variant, final in (("default", -40.0), ("high", -35.0)):
+        category = "baseline" if variant == "default" else "lr"
+        write_job(tmp_path, category, variant, 0, [final])
+        run = tmp_path / f"{category}-{variant}-seed0"
+        lines = [{"step": step, "eval/success_once": 0.0, "eval/return": r} for step, r in ((0, -50.0), (100, final))]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (run / "status.json").write_text(json.dumps({"headline": "return"}))
+    main(Config(str(tmp_path)))
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert next(line for line in lines if line.startswith("| configuration")).split(" | ")[2] == "return"
+    row = [cell.strip() for cell in next(line for line in lines if line.startswith("| lr:high")).strip("|").split("|")]
+    # the last evaluation, 5 above the baseline and 15 above the pretrained policy
+    assert (row[2], row[4], row[5]) == ("-35.0", "+5.0", "+15.0")
+    # -50 + .8 * 15 = -38
+    assert any("env steps until a return of -38, 80 %" in line for line in lines)

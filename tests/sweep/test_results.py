@@ -70,3 +70,13 @@ def test_runs_are_read_from_their_files_and_unfinished_ones_are_left_out(tmp_pat
     assert [summary.key for summary in summaries] == ["baseline:default", "lr:low"]
     assert summaries[1].mean("seconds") == 60.0
     assert summaries[1].mean_of("epoch_seconds") == 1.5
+
+
+def test_a_task_that_is_ranked_by_its_return_is_compared_by_it(tmp_path):
+    lines = [{"step": step, "eval/success_once": 0.0, "eval/return": value} for step, value in ((0, -9.0), (50, -4.0))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "status.json").write_text(json.dumps({"headline": "return"}))
+    curve = read_curve(tmp_path)
+    assert (curve.scores, curve.headline, curve.best) == ([-9.0, -4.0], "return", -4.0)
+    # from -4 it falls to -7, by 3
+    assert Curve([0, 1, 2], [-9.0, -4.0, -7.0]).drawdown == 3.0
