@@ -16,7 +16,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from reinflow.cli import USER_ERROR, run_script
 from reinflow.errors import UserError
@@ -51,8 +51,8 @@ class Config:
     """decisions per env and iteration"""
     num_inference_steps: int = 8
     """denoising steps K"""
-    net: Literal["unet", "mlp"] = "unet"
-    """velocity network"""
+    net: str = "unet"
+    """velocity network, as Stage 1 has them"""
     timeout: float = 600.0
     """seconds that a point may take"""
     output: str = "runs/memory"

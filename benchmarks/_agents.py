@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from reinflow.acceleration import AccelerationConfig
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPOConfig
 from reinflow.cli import USER_ERROR, fail
-from reinflow.policies import PolicySpec, build_policy
+from reinflow.policies import NETS, PolicySpec, build_policy
 
 STATE_DIM, ACTION_DIM = 42, 7
 GRAPHS = AccelerationConfig(cuda_graphs=True)
@@ -22,10 +21,8 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def make_agent(
-    net: Literal["unet", "mlp"], horizon: int, num_steps: int, ppo: PPOConfig | None = None
-) -> ReinFlowAgent:
-    """With the default network; a horizon of 16 executes 8 steps and sees 2 frames, as in the guide."""
+def make_agent(net: str, horizon: int, num_steps: int, ppo: PPOConfig | None = None) -> ReinFlowAgent:
+    """With the defaults of a network; a horizon of 16 executes 8 steps and sees 2 frames, as in the guide."""
     torch.manual_seed(0)
     spec = PolicySpec.of(
         net=net,
@@ -42,6 +39,10 @@ def make_agent(
 def conditions(agent: ReinFlowAgent, rows: int) -> Tensor:
     generator = torch.Generator(agent.policy.device).manual_seed(1)
     return torch.randn(rows, agent.policy.spec.cond_dim, generator=generator, device=agent.policy.device)
+
+
+def add_net_flag(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("--net", nargs="+", default=["unet", "mlp"], choices=list(NETS), help="networks")
 
 
 def add_graphs_flag(flags: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._agents import ACTION_DIM, STATE_DIM, make_agent
+from benchmarks._agents import ACTION_DIM, STATE_DIM, add_net_flag, make_agent
 from benchmarks._compare import parser, save, timed
 from benchmarks._peer import add_peer_flag, beside
 
@@ -15,7 +15,7 @@ from benchmarks._peer import add_peer_flag, beside
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8], help="denoising steps")
-    flags.add_argument("--net", nargs="+", default=["unet", "mlp"], help="networks")
+    add_net_flag(flags)
     flags.add_argument("--horizon", type=int, default=16, help="predicted env steps")
     add_peer_flag(flags)
     args = flags.parse_args()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._agents import make_agent
+from benchmarks._agents import add_net_flag, make_agent
 from benchmarks._compare import parser, save
 from benchmarks.scaling import filled
 from reinflow.algos.ppo import PPO, PPOConfig
@@ -47,7 +47,7 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--rows", type=int, nargs="+", default=[16, 32, 64, 128], help="rows of a minibatch")
     flags.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8], help="denoising steps")
-    flags.add_argument("--net", nargs="+", default=["unet", "mlp"], help="networks")
+    add_net_flag(flags)
     flags.add_argument("--horizon", type=int, default=16, help="predicted env steps")
     args = flags.parse_args()
     results = []

@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from benchmarks._agents import GRAPHS, add_graphs_flag, conditions, make_agent, wants_graphs
+from benchmarks._agents import GRAPHS, add_graphs_flag, add_net_flag, conditions, make_agent, wants_graphs
 from benchmarks._compare import Variant, compare, parser, report
 from benchmarks._peer import add_peer_flag, beside
 from benchmarks._straightforward import two_passes
@@ -18,7 +18,7 @@ from reinflow.types import Chain
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--batch", type=int, nargs="+", default=[256], help="envs")
-    flags.add_argument("--net", nargs="+", default=["unet", "mlp"], help="networks")
+    add_net_flag(flags)
     flags.add_argument("--k", type=int, default=8, help="denoising steps")
     flags.add_argument("--horizon", type=int, default=16, help="predicted env steps")
     add_graphs_flag(flags)

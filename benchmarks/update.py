@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks._agents import conditions, make_agent
+from benchmarks._agents import add_net_flag, conditions, make_agent
 from benchmarks._compare import Variant, compare, parser, report
 from benchmarks._peer import add_peer_flag, beside
 from benchmarks._straightforward import looped_moments, unsplit
@@ -18,7 +18,7 @@ from reinflow.policies.chain import chain_log_prob, chain_moments
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--batch", type=int, default=64, help="decisions of a minibatch")
-    flags.add_argument("--net", nargs="+", default=["unet", "mlp"], help="networks")
+    add_net_flag(flags)
     flags.add_argument("--k", type=int, default=8, help="denoising steps")
     flags.add_argument("--horizon", type=int, nargs="+", default=[16, 8], help="predicted env steps")
     add_peer_flag(flags)

@@ -13,7 +13,6 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 MEGA = 2**20
 
@@ -29,7 +28,7 @@ class Point:
     minibatch_size: int
     rollout_steps: int
     num_inference_steps: int
-    net: Literal["unet", "mlp"]
+    net: str
     freeze_visual_encoder: bool = False
     micro_batch_size: int | None = None
 

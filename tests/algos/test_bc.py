@@ -11,7 +11,7 @@ import torch
 
 from reinflow.algos.bc import BCConfig, BehaviorCloning, warmup_cosine
 from reinflow.errors import UserError
-from reinflow.policies import Policy
+from reinflow.policies import FAMILIES, Policy
 
 MakePolicy = Callable[..., Policy]
 
@@ -23,7 +23,7 @@ def batch(policy: Policy, rows: int = 64) -> SimpleNamespace:
     return SimpleNamespace(obs={"state": states}, chunk=chunk)
 
 
-@pytest.mark.parametrize("family", ["shortcut", "reflow", "gaussian"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_average_policy_learns_to_act_as_demonstrated(make_policy: MakePolicy, family):
     policy = make_policy(family, mlp_hidden_dim=128)
     learner = BehaviorCloning(policy, BCConfig(lr=3e-3, lr_warmup=10, ema_decay=0.98), total_iters=500)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from reinflow.policies import NETS, NoiseNetConfig, make_stochastic
+from reinflow.policies import FAMILIES, NETS, FlowPolicy, NoiseNetConfig, make_stochastic
 from reinflow.policies.chain import (
     chain_entropy,
     chain_log_prob,
@@ -17,7 +17,9 @@ from reinflow.policies.chain import (
     scored_dims,
 )
 
-CHAINS = [("gaussian", 1), *((family, k) for family in ("shortcut", "reflow") for k in (1, 2, 4, 8))]
+CHAINS = [
+    (name, k) for name in FAMILIES for k in ((1, 2, 4, 8) if issubclass(FAMILIES[name].build, FlowPolicy) else (1,))
+]
 every_chain = pytest.mark.parametrize(("family", "num_steps"), CHAINS)
 every_net = pytest.mark.parametrize("net", NETS)
 
