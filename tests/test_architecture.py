@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "reinflow/trees.py": {"torch"},
     "reinflow/acceleration.py": {"torch", "reinflow.trees"},
     "reinflow/registry.py": {"reinflow.errors"},
+    "reinflow/ranking.py": {"reinflow.evaluation", "reinflow.types"},
     "reinflow/flags.py": {"tyro", "reinflow.errors", "reinflow.registry"},
     "reinflow/cli.py": {"tyro", "reinflow.compatibility", "reinflow.errors", "reinflow.flags"},
     "reinflow/envs": CORE
