@@ -89,7 +89,7 @@ def simulated(
     """The envs of one process; `first` is the place of the first one among those of all workers."""
     builds = replace(wishes.builds, first=wishes.builds.first + first)
     env = made(suite, setup.config, num_envs, replace(wishes, builds=builds))
-    return chunked(env, **chunk, rebuild_every=builds.every or 0 if setup.rebuilt else 0)
+    return chunked(env, **chunk, rebuild_every=(builds.every or 0) if setup.rebuilt else 0)
 
 
 def chunked(env: BatchedEnv, act_horizon: int, obs_horizon: int, gamma: float, rebuild_every: int = 0) -> ChunkEnv:
