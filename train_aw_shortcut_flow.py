@@ -18,10 +18,10 @@ from reinflow.cli import Flat, run_script
 from reinflow.data.config import DemoConfig
 from reinflow.envs import EnvConfig
 from reinflow.evaluation import EvalConfig
-from reinflow.loops import OfflineConfig
 from reinflow.policies import PolicyConfig
 from reinflow.presets import WEIGHTED_PRESETS
 from reinflow.run import RunConfig
+from reinflow.training.loops import OfflineConfig
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,11 @@ def main(config: Config) -> None:
     from reinflow.data.chunks import ChunkDataset
     from reinflow.data.demos import open_demos
     from reinflow.envs import make_env
-    from reinflow.offline_run import OfflineRun
     from reinflow.policies import build_policy
     from reinflow.run import Run
+    from reinflow.training.loops import Offline, OfflineState
+    from reinflow.training.spread import spread_at
+    from reinflow.training.trainer import Trainer
     from reinflow.types import Objective
     from reinflow.videos import filming
 
@@ -97,19 +99,10 @@ def main(config: Config) -> None:
                 policy, config.bc, config.awr, config.critics, config.offline.total_iters
             )
             with filming(config.run, env.spec, settled.env, policy, config.evaluation.eval_seed) as camera:
-                OfflineRun(
-                    learner,
-                    dataset.sample_transitions,
-                    run,
-                    env,
-                    config.offline,
-                    config.evaluation,
-                    overview=dataset.overview(),
-                    evaluate_first=checkpoint is not None,
-                    objective=objective,
-                    critic_state=lambda: learner.critics.unscaled_value().state_dict(),
-                    camera=camera,
-                ).train()
+                start = OfflineState(evaluated=checkpoint is None)  # a pretrained policy may stay the best
+                loop = Offline(learner, dataset.sample_transitions, config.offline, run, run.generator(), start)
+                inspect = spread_at(dataset.overview())
+                Trainer(loop, env, config.evaluation, objective, camera=camera, hand_over=True, inspect=inspect).train()
 
 
 if __name__ == "__main__":

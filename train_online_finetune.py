@@ -18,10 +18,10 @@ from reinflow.cli import Flat, run_script
 from reinflow.envs import EnvConfig
 from reinflow.errors import UserError
 from reinflow.evaluation import EvalConfig
-from reinflow.loops import OnPolicyConfig
 from reinflow.policies import NoiseNetConfig
 from reinflow.presets import ONLINE_PRESETS, beside_the_guide
 from reinflow.run import RunConfig
+from reinflow.training.loops import OnPolicyConfig
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,14 @@ def main(config: Config) -> None:
     from reinflow import distributed
     from reinflow.agent import ReinFlowAgent
     from reinflow.algos.ppo import PPO
+    from reinflow.algos.reinflow import ReinFlow, rollout_buffer
     from reinflow.checkpoint import load_checkpoint, load_state_
     from reinflow.envs import Builds, make_env
-    from reinflow.online_run import OnlineRun
     from reinflow.policies import build_policy
     from reinflow.run import Run
+    from reinflow.training.fine_tuning import beside_the_pretrained, warn_of_few_iterations
+    from reinflow.training.loops import OnPolicy
+    from reinflow.training.trainer import Trainer
     from reinflow.types import Objective
     from reinflow.videos import filming
 
@@ -107,8 +110,18 @@ def main(config: Config) -> None:
             if config.acceleration.cuda_graphs and (run.device.type != "cuda" or distributed.active()):
                 run.alarm("--cuda_graphs does nothing without a GPU, or with several processes")
             agent.accelerate_(config.acceleration)
-            learner = PPO(agent, ppo, config.acceleration)
-            OnlineRun(agent, learner, run, env, eval_env, config.online, config.evaluation, objective, camera).train()
+            warn_of_few_iterations(run, config.online, policy.spec.act_horizon)
+            buffer = rollout_buffer(agent, ppo, config.online.rollout_steps * env.num_envs)
+            learner = ReinFlow(agent, PPO(agent, ppo, config.acceleration), buffer)
+            Trainer(
+                OnPolicy(learner, env, config.online, run, run.generator()),
+                eval_env,
+                config.evaluation,
+                objective,
+                camera=camera,
+                prefer_newer=True,
+                inspect=beside_the_pretrained,
+            ).train()
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from reinflow.cli import Flat, run_script
 from reinflow.data.config import DemoConfig
 from reinflow.envs import EnvConfig
 from reinflow.evaluation import EvalConfig
-from reinflow.loops import OfflineConfig
 from reinflow.policies import PolicyConfig
 from reinflow.presets import CLONING_PRESETS
 from reinflow.run import RunConfig
+from reinflow.training.loops import OfflineConfig
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,11 @@ def main(config: Config) -> None:
     from reinflow.data.chunks import ChunkDataset
     from reinflow.data.demos import open_demos
     from reinflow.envs import make_env
-    from reinflow.offline_run import OfflineRun
     from reinflow.policies import build_policy
     from reinflow.run import Run
+    from reinflow.training.loops import Offline, OfflineState
+    from reinflow.training.spread import spread_at
+    from reinflow.training.trainer import Trainer
     from reinflow.videos import filming
 
     env_config = config.env.completed()
@@ -73,17 +75,10 @@ def main(config: Config) -> None:
             policy.fit_normalizers_(*dataset.statistics())
             learner = BehaviorCloning(policy, config.bc, config.offline.total_iters)
             with filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed) as camera:
-                OfflineRun(
-                    learner,
-                    dataset.sample,
-                    run,
-                    env,
-                    config.offline,
-                    config.evaluation,
-                    overview=dataset.overview(),
-                    evaluate_first=False,
-                    camera=camera,
-                ).train()
+                untrained = OfflineState(evaluated=True)  # there is nothing to evaluate yet
+                loop = Offline(learner, dataset.sample, config.offline, run, run.generator(), untrained)
+                inspect = spread_at(dataset.overview())
+                Trainer(loop, env, config.evaluation, camera=camera, inspect=inspect).train()
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def straightforward(agent: ReinFlowAgent) -> Iterator[None]:
 
     with (
         mock.patch.object(agent, "_denoise", lambda cond, x_0, noise: two_passes(agent, cond, x_0, noise)),
-        mock.patch("reinflow.agent.chain_moments", moments),
+        mock.patch("reinflow.algos.ppo.chain_moments", moments),
     ):
         yield
 

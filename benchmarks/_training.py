@@ -8,12 +8,12 @@ import torch
 
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO, PPOConfig
-from reinflow.algos.rollout import RolloutBuffer
+from reinflow.algos.reinflow import ReinFlow, rollout_buffer
 from reinflow.checkpoint import Checkpoint
 from reinflow.envs import EnvConfig, make_env
-from reinflow.loops import collect
 from reinflow.policies import PolicyConfig, build_policy
 from reinflow.rng import rng_state
+from reinflow.training.rollouts import collect
 
 
 class Training:
@@ -34,20 +34,18 @@ class Training:
         self.env = make_env(env, num_envs, policy.act_horizon, policy.obs_horizon, ppo.gamma)
         self.spec = policy.for_env(self.env.spec, num_steps)
         self.agent = ReinFlowAgent.from_policy(build_policy(self.spec), ppo, freeze_visual_encoder=freeze)
-        self.learner = PPO(self.agent, ppo)
-        shape = (num_envs * decisions, None, self.spec.pred_horizon, self.spec.action_dim)
-        self.buffer = RolloutBuffer(*shape, ppo.gamma, ppo.gae_lambda, num_steps)
+        self.learner = ReinFlow(self.agent, PPO(self.agent, ppo), rollout_buffer(self.agent, ppo, num_envs * decisions))
         self.generator = torch.Generator().manual_seed(0)
         self.obs = self.env.reset(seed=0)
 
     def iterate(self) -> None:
-        self.obs, _ = collect(self.agent, self.env, self.obs, self.buffer, self.generator)
-        self.learner.update(self.buffer, self.generator)
+        self.learner.buffer.reset()
+        self.obs, _ = collect(self.learner, self.env, self.obs, self.generator)
+        self.learner.update(self.generator)
 
     def state(self) -> dict[str, Any]:
         """What a resume needs, live."""
-        learner = self.learner.state_dict()
-        return {"agent": self.agent.state_dict(), "learner": learner, "env": self.env.state(), "rng": rng_state()}
+        return {"learner": self.learner.state_dict(), "env": self.env.state(), "rng": rng_state()}
 
     def checkpoint(self) -> Checkpoint:
         return Checkpoint(self.spec, self.env.spec, self.agent.policy.state_dict(), training=self.state())

@@ -21,10 +21,10 @@ from benchmarks._straightforward import LoopedChunks, straightforward
 from reinflow.acceleration import AccelerationConfig
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO, PPOConfig
-from reinflow.algos.rollout import RolloutBuffer
+from reinflow.algos.reinflow import ReinFlow, rollout_buffer
 from reinflow.envs.synthetic import SyntheticEnv
 from reinflow.envs.wrappers import ActionChunk
-from reinflow.loops import collect
+from reinflow.training.rollouts import collect
 from reinflow.types import ChunkEnv
 
 GAMMA = 0.97
@@ -51,28 +51,28 @@ class Iteration:
         self.generator = torch.Generator(env.device)
         if acceleration is not None:
             agent.accelerate_(acceleration)
-        self.learner = PPO(agent, agent.config, acceleration)
-        spec = agent.policy.spec
-        size = (decisions * env.num_envs, spec.cond_dim, spec.pred_horizon, spec.action_dim)
-        self.buffer = RolloutBuffer(*size, num_inference_steps=agent.actor.num_steps, device=env.device)
+        self.ppo = PPO(agent, agent.config, acceleration)
+        self.buffer = rollout_buffer(agent, agent.config, decisions * env.num_envs)
+        self.learner = ReinFlow(agent, self.ppo, self.buffer)
         self.initial = self.weights()
 
     def weights(self) -> dict[str, Tensor]:
         """Copies, by who steps them: their learning rates differ, so one's movement would hide another's."""
         groups = {
-            "velocity": self.learner.velocity_parameters,
-            "noise": self.learner.noise_parameters,
-            "critic": self.learner.critic_parameters,
+            "velocity": self.ppo.velocity_parameters,
+            "noise": self.ppo.noise_parameters,
+            "critic": self.ppo.critic_parameters,
         }
         return {name: torch.cat([p.detach().flatten() for p in group]) for name, group in groups.items()}
 
     def __call__(self) -> dict[str, Tensor]:
         with self.way():
             obs = self.env.reset(seed=0)
-            collect(self.agent, self.env, obs, self.buffer, self.generator.manual_seed(0))
+            self.buffer.reset()
+            collect(self.learner, self.env, obs, self.generator.manual_seed(0))
             results = {name: self.buffer.data[name].clone() for name in COLLECTED}
             if self.epochs:
-                self.learner.update(self.buffer, self.generator)
+                self.learner.update(self.generator)
                 moved = {name: values - self.initial[name] for name, values in self.weights().items()}
                 results |= {f"movement of {name}": values for name, values in moved.items()}
         return results

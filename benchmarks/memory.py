@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks._agents import add_net_flag, make_agent
 from benchmarks._compare import parser, save
 from benchmarks.scaling import filled
-from reinflow.algos.ppo import PPO, PPOConfig
+from reinflow.algos.ppo import PPOConfig, ppo_loss
 
 KIB = 2**10
 
@@ -37,10 +37,9 @@ def held_bytes(forward: Callable[[], object]) -> int:
 def held_by_loss(net: str, horizon: int, rows: int, k: int, micro_batch_size: int | None = None) -> int:
     """Of one PPO loss."""
     agent = make_agent(net, horizon, k, PPOConfig(micro_batch_size=micro_batch_size))  # type: ignore[arg-type]
-    learner = PPO(agent, agent.config)
     cond = torch.zeros(rows, agent.policy.spec.cond_dim, device=agent.policy.device)
     batch = filled(agent, cond, decisions=1).flat()
-    return held_bytes(lambda: learner.loss(batch))
+    return held_bytes(lambda: ppo_loss(agent, agent.config, cond, batch))
 
 
 def main() -> None:

@@ -23,10 +23,10 @@ from torch import Tensor
 from benchmarks._compare import parser, save
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO, PPOConfig
-from reinflow.algos.rollout import RolloutBuffer
+from reinflow.algos.reinflow import ReinFlow, rollout_buffer
 from reinflow.checkpoint import load_policy
 from reinflow.envs import EnvConfig, make_env
-from reinflow.loops import collect
+from reinflow.training.rollouts import collect
 from reinflow.types import ChunkEnv, Obs
 
 CASES = {"neither": (0.0, False), "x_0": (1.0, False), "noise": (0.0, True), "both": (1.0, True)}
@@ -109,18 +109,16 @@ def episode(act: Callable[[Obs], Tensor], env: ChunkEnv, gamma: float) -> tuple[
 def explained(agent: ReinFlowAgent, env: ChunkEnv, scale: float, rounds: int, decisions: int) -> dict[str, Any]:
     """Explained variance of the returns of each rollout by a V that was trained on those before."""
     torch.manual_seed(0)
-    spec, config = agent.policy.spec, agent.config
-    fresh = ReinFlowAgent.from_policy(agent.policy, config)
-    learner = PPO(fresh, config)
-    shape = (env.num_envs * decisions, spec.cond_dim, spec.pred_horizon, spec.action_dim)
-    buffer = RolloutBuffer(*shape, config.gamma, config.gae_lambda, fresh.actor.num_steps)
+    config = agent.config
+    fresh, size = ReinFlowAgent.from_policy(agent.policy, config), env.num_envs * decisions
+    learner = ReinFlow(fresh, PPO(fresh, config), rollout_buffer(fresh, config, size))
     generator = torch.Generator().manual_seed(0)
     obs, shares = env.reset(seed=0), []
     with starting(fresh, scale):
         for _ in range(rounds):
-            obs, _ = collect(fresh, env, obs, buffer, generator)
-            metrics = learner.update(buffer, generator, critic_only=True)
-            shares.append(metrics["explained_variance"].item())
+            learner.begin(env_steps=0)  # critic warm-up
+            obs, _ = collect(learner, env, obs, generator)
+            shares.append(learner.update(generator)["losses/explained_variance"].item())
     print(f"V explains {', '.join(f'{share:.3f}' for share in shares)} of the returns from x_0 times {scale:g}")
     return {"initial_noise_scale": scale, "explained_variance": shares}
 

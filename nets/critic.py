@@ -126,6 +126,15 @@ class QEnsemble(nn.Module):
         )
         self.out = BatchedLinear(num_qs, hidden_dim, 1)
 
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor], cond_dim: int) -> QEnsemble:
+        """The ensemble of a state_dict, whose shapes say the rest."""
+        depth = len({name.split(".")[1] for name in state if name.startswith("hidden.")})
+        num_qs, inputs, hidden_dim = state["hidden.0.0.weight"].shape
+        ensemble = cls(cond_dim, inputs - cond_dim, num_qs, hidden_dim, depth)
+        ensemble.load_state_dict(state)
+        return ensemble
+
     def forward(self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b ea"]) -> Float[Tensor, "q b"]:
         """`chunk` is the flattened executed slice of a normalised action chunk."""
         x = torch.cat((cond, chunk), dim=-1).expand(self.num_qs, -1, -1)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 FORMAT = "reinflow-checkpoint"
 FORMAT_VERSION = 2
 BEST, MODEL = "best_model.pt", "model.safetensors"
-POLICY, CRITIC = "policy.", "critic."
-"""what the names of a file's tensors start with"""
+POLICY = "policy"
+"""what the names of its tensors start with in a file, as those of every part do with the part's"""
 LEGACY_MAGICS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")
 """first bytes of what torch.save writes"""
 MAKE_ONE = "Stage 1 makes one (python train_shortcut_flow.py --demo_path ...), later stages continue from it"
@@ -43,8 +43,9 @@ class Checkpoint:
     env_spec: EnvSpec
     policy_state: dict[str, Tensor]
     """state_dict of the policy: network, encoder and normalisers"""
-    critic_state: dict[str, Tensor] | None = None
-    """state_dict of the value network, where a stage trained one"""
+    parts: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """state_dicts of what else was learned, by name: `critic` is the value network, `q` an ensemble of Qs; who doesn't
+    need a part ignores it"""
     objective: Objective | None = None
     """what the last stage with rewards maximised; None in Stage 1 and in older files, which don't say"""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -73,8 +74,8 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
 
 def packed(checkpoint: Checkpoint) -> bytearray:
     """The bytes of a checkpoint's file."""
-    tensors = {POLICY + name: value for name, value in checkpoint.policy_state.items()}
-    tensors |= {CRITIC + name: value for name, value in (checkpoint.critic_state or {}).items()}
+    states = {POLICY: checkpoint.policy_state, **checkpoint.parts}
+    tensors = {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
     refuse_not_finite(tensors)
     return seal(
         tensors,
@@ -83,7 +84,7 @@ def packed(checkpoint: Checkpoint) -> bytearray:
             "version": FORMAT_VERSION,
             "policy_spec": checkpoint.policy_spec.to_dict(),
             "env_spec": asdict(checkpoint.env_spec),
-            "has_critic": checkpoint.critic_state is not None,
+            "parts": sorted(checkpoint.parts),
             "objective": asdict(checkpoint.objective) if checkpoint.objective else None,
             "extra": checkpoint.extra,
             "meta": checkpoint.meta,
@@ -129,8 +130,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         return Checkpoint(
             policy_spec=PolicySpec.from_dict(typed(description, "policy_spec", dict)),
             env_spec=env_spec_from(typed(description, "env_spec", dict)),
-            policy_state=without_prefix(on_device, POLICY),
-            critic_state=without_prefix(on_device, CRITIC) if typed(description, "has_critic", bool) else None,
+            policy_state=part_of(on_device, POLICY),
+            parts={name: part_of(on_device, name) for name in parts_in(description)},
             objective=objective_from(typed(description, "objective", dict | None)),
             extra=typed(description, "extra", dict),
             meta=typed(description, "meta", dict),
@@ -195,7 +196,19 @@ def objective_from(data: dict[str, Any] | None) -> Objective | None:
     return Objective(float(data["gamma"]), mode, ends)
 
 
-def without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def parts_in(description: dict[str, Any]) -> list[str]:
+    """Names of what a file holds beside the policy: V or nothing in an older one. TypeError for anything else."""
+    if "parts" not in description:
+        return ["critic"] if typed(description, "has_critic", bool) else []
+    names = typed(description, "parts", list)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("parts holds something else than names")
+    return names
+
+
+def part_of(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The state_dict of that name."""
+    prefix = f"{part}."
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 

@@ -89,7 +89,7 @@ def converted(payload: Any, config: Config) -> tuple[Checkpoint, dict[str, str]]
             f"{config.like}; its own names start with {', '.join(list(found)[:3]) or 'nothing'}"
         )
     state |= {name: found[theirs] for name, theirs in matches.items()}
-    return replace(like, policy_state=state, critic_state=None, meta={"imported_from": config.old}), matches
+    return replace(like, policy_state=state, parts={}, meta={"imported_from": config.old}), matches
 
 
 def from_first_format(payload: dict[str, Any], name: str) -> Checkpoint:
@@ -98,7 +98,7 @@ def from_first_format(payload: dict[str, Any], name: str) -> Checkpoint:
             policy_spec=PolicySpec.from_dict(payload["policy_spec"]),
             env_spec=env_spec_from(payload["env_spec"]),
             policy_state=dict(payload["policy_state"]),
-            critic_state=payload["critic_state"],
+            parts={"critic": payload["critic_state"]} if payload["critic_state"] else {},
             meta={"imported_from": name},
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -13,10 +13,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 85}
 """85 asks a scheduler to queue the job again"""
@@ -46,6 +49,13 @@ def check() -> None:
     """Raise Interrupted if a signal came; call it between minibatches, decisions and evaluation steps."""
     if _noted.number is not None:
         raise Interrupted(_noted.number)
+
+
+def between(items: Iterable[T]) -> Iterator[T]:
+    """The items, with a `check` before each is used."""
+    for item in items:
+        check()
+        yield item
 
 
 @contextmanager

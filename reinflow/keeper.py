@@ -19,13 +19,13 @@ from reinflow.compatibility import compared, refuse
 from reinflow.errors import UserError
 from reinflow.evaluation import EvalConfig, evaluate
 from reinflow.interrupts import Interrupted, deferred
-from reinflow.loops import Diverged
 from reinflow.policies.base import Policy
 from reinflow.ranking import Score, restored, score_of
 from reinflow.resumable import latest_training, save_training
 from reinflow.rng import rng_state, set_rng_state
 from reinflow.run import Run
 from reinflow.status import HEADLINES
+from reinflow.training.health import Diverged
 from reinflow.trees import copied
 from reinflow.types import ChunkEnv, Headline
 from reinflow.videos import Camera, write_film
@@ -119,17 +119,17 @@ class Keeper:
         """What an evaluation with these metrics is ranked by."""
         return score_of(metrics, self.headline, self.config.num_eval_episodes)
 
-    def hand_over(self, critic_state: dict[str, Tensor]) -> None:
-        """Give this critic to a best policy from before training, beside which none had learnt anything.
+    def hand_over(self, parts: dict[str, dict[str, Tensor]]) -> None:
+        """Give these critics to a best policy from before training, beside which none had learnt anything.
 
-        Any other best policy keeps the critic of its own iteration.
+        Any other best policy keeps those of its own iteration.
         """
         if not distributed.leads() or self.best is None:
             return
         path = self.run.dir / BEST
         best = load_checkpoint(path)
         if best.meta["step"] == 0:
-            self._written(BEST, lambda: save_checkpoint(path, replace(best, critic_state=critic_state)))
+            self._written(BEST, lambda: save_checkpoint(path, replace(best, parts=parts)))
 
     def mark(self, step: int) -> None:
         """Remember this moment, in memory of the first process, as the one that an interruption goes back to."""
@@ -137,7 +137,7 @@ class Keeper:
         if not distributed.leads():
             return
         now = self._now(step, randomness)
-        parts = {name: copied(getattr(now, name)) for name in ("policy_state", "critic_state", "training")}
+        parts = {name: copied(getattr(now, name)) for name in ("policy_state", "parts", "training")}
         self._mark = (step, replace(now, **parts))
 
     def save(self, step: int) -> None:

@@ -84,10 +84,10 @@ def measure(point: Point) -> Measurement:
 
     from reinflow.agent import ReinFlowAgent
     from reinflow.algos.ppo import PPO, PPOConfig
-    from reinflow.algos.rollout import RolloutBuffer
+    from reinflow.algos.reinflow import ReinFlow, rollout_buffer
     from reinflow.envs import EnvConfig, make_env
-    from reinflow.loops import collect
     from reinflow.policies import PolicyConfig, build_policy
+    from reinflow.training.rollouts import collect
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
@@ -98,16 +98,15 @@ def measure(point: Point) -> Measurement:
     try:
         policy = build_policy(horizons.for_env(env.spec, point.num_inference_steps)).to(device)
         agent = ReinFlowAgent.from_policy(policy, ppo, freeze_visual_encoder=point.freeze_visual_encoder)
-        learner, generator = PPO(agent, ppo), torch.Generator(device).manual_seed(0)
-        spec, seconds, steps = policy.spec, 0.0, 0
+        optimizer, generator = PPO(agent, ppo), torch.Generator(device).manual_seed(0)
+        seconds, steps = 0.0, 0
         with DevicePeak() if cuda else threading.Lock() as watched:
             obs = env.reset(seed=0)
             for decisions in (2, point.rollout_steps):
-                size = (decisions * point.num_envs, None, spec.pred_horizon, spec.action_dim)
-                buffer = RolloutBuffer(*size, ppo.gamma, ppo.gae_lambda, point.num_inference_steps, device)
+                learner = ReinFlow(agent, optimizer, rollout_buffer(agent, ppo, decisions * point.num_envs))
                 began = time.perf_counter()
-                obs, stats = collect(agent, env, obs, buffer, generator)
-                learner.update(buffer, generator)
+                obs, stats = collect(learner, env, obs, generator)
+                learner.update(generator)
                 steps = int(stats.env_steps)  # waits for the GPU
                 seconds = time.perf_counter() - began
         return Measurement(

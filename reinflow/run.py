@@ -150,6 +150,10 @@ class Run:
         if error is None:
             distributed.leave()
 
+    def generator(self) -> torch.Generator:
+        """A new one for what training draws on its device, from the run's seed."""
+        return torch.Generator(self.device).manual_seed(self.config.seed)
+
     def seed_everything(self) -> None:
         """Seed Python, NumPy and torch with the run's seed."""
         seed_everything(self.config.seed, self.config.torch_deterministic)

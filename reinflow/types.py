@@ -222,6 +222,16 @@ class ChunkEnv(Protocol):
 
 
 @dataclass
+class Decision:
+    """What a learner chose to do for every env."""
+
+    actions: Float[Tensor, "n e a"]
+    """in env units"""
+    memory: Any = None
+    """what the learner wants to know of it again once its outcome is there"""
+
+
+@dataclass
 class Chain:
     """A denoising chain: the states it went through and the kernel that drew them."""
 

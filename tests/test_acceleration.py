@@ -83,7 +83,7 @@ def test_an_update_through_replays_equals_the_plain_one_to_the_bit(net):
     agents = [plain_agent, copy.deepcopy(plain_agent)]
     buffer = filled(plain_agent)
     learners = [PPO(agent, PPOConfig(minibatch_size=20, ppo_epochs=3)) for agent in agents]
-    graphs = learners[1]._descend = Graphs(learners[1].descend)
+    graphs = learners[1].step = Graphs(learners[1].descend)
     metrics = [
         learner.update(copy.deepcopy(buffer), torch.Generator().manual_seed(0)) for learner in learners
     ]  # 64 rows in 4 minibatches of 16, 3 times: 12 steps, of which 9 are replayed

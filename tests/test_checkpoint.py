@@ -42,7 +42,7 @@ def test_a_policy_comes_back_with_the_same_actions(tmp_path):
     saved(tmp_path / "best_model.pt", policy, meta={"step": 7}, extra={"sizes": [1, 2]})
     loaded, checkpoint = load_policy(tmp_path, "cpu")
     assert (checkpoint.policy_spec, checkpoint.env_spec) == (SPEC, ENV)
-    assert (checkpoint.meta, checkpoint.extra, checkpoint.critic_state) == ({"step": 7}, {"sizes": [1, 2]}, None)
+    assert (checkpoint.meta, checkpoint.extra, checkpoint.parts) == ({"step": 7}, {"sizes": [1, 2]}, {})
     obs = {"state": torch.randn(5, 2, 3)}
     actions = [p.act(obs, generator=torch.Generator().manual_seed(0)) for p in (policy, loaded)]
     assert torch.equal(*actions)
@@ -135,7 +135,8 @@ def without_seal(description: dict) -> dict:
         {"env_spec": {}},
         {"env_spec": 3},
         {"policy_spec": {"net": "mlp"}},
-        {"has_critic": 1},
+        {"parts": 1},
+        {"parts": [1]},
         {"meta": []},
         {"extra": None},
     ],

@@ -24,7 +24,7 @@ from reinflow.algos.bc import BCConfig
 from reinflow.algos.critics import CriticConfig
 from reinflow.algos.guard import StepGuard
 from reinflow.algos.ppo import PPO, PPOConfig
-from reinflow.algos.rollout import RolloutBuffer
+from reinflow.algos.reinflow import ReinFlow, rollout_buffer
 from reinflow.data.chunks import ChunkDataset
 from reinflow.data.trajectories import Demos, Trajectory
 from reinflow.envs import EnvConfig, make_env
@@ -32,11 +32,11 @@ from reinflow.envs.toy import toy_demos
 from reinflow.errors import UserError
 from reinflow.evaluation import EvalConfig
 from reinflow.log import to_host
-from reinflow.loops import OfflineConfig, OnPolicyConfig, OnPolicyState, on_policy
-from reinflow.offline_run import OfflineRun
 from reinflow.policies import PolicySpec, build_policy
 from reinflow.resumable import latest_training
 from reinflow.run import Run, RunConfig
+from reinflow.training.loops import Offline, OfflineConfig, OnPolicy, OnPolicyConfig
+from reinflow.training.trainer import Trainer
 from reinflow.watch import MEETING_PLACE, Watch
 from tests.faults.ranks import ROOT, SPEC, TORCHRUN, TRAIN, environment, toy_run, two_processes
 from tests.waiting import HANGS
@@ -85,9 +85,8 @@ def fine_tuned() -> dict[str, Any]:
     ppo = PPOConfig(minibatch_size=NUM_ENVS * DECISIONS // 2, critic_warmup_steps=1, ppo_epochs=2)
     agent = ReinFlowAgent.from_policy(build_policy(SPEC), ppo)
     distributed.broadcast_(agent.state_dict())
-    buffer = RolloutBuffer(
-        DECISIONS * env.num_envs, SPEC.cond_dim, SPEC.pred_horizon, SPEC.action_dim, ppo.gamma, ppo.gae_lambda, 2
-    )
+    learner = ReinFlow(agent, PPO(agent, ppo), rollout_buffer(agent, ppo, DECISIONS * env.num_envs))
+    config = OnPolicyConfig(NUM_ENVS, DECISIONS, total_timesteps=3 * NUM_ENVS * DECISIONS * SPEC.act_horizon)
     logged: list[dict[str, float]] = []
 
     def log(metrics: Any, step: int) -> dict[str, float]:
@@ -97,13 +96,10 @@ def fine_tuned() -> dict[str, Any]:
     nothing = mock.Mock()
     run = SimpleNamespace(config=SimpleNamespace(seed=3), log=log, status=nothing, alarm=nothing, progress=nothing)
     with draws_of_all():
-        on_policy(
-            agent, PPO(agent, ppo), env, env.reset(seed=3), buffer,
-            OnPolicyConfig(NUM_ENVS, DECISIONS, total_timesteps=3 * NUM_ENVS * DECISIONS * SPEC.act_horizon), run,
-            state=OnPolicyState(), generator=torch.Generator().manual_seed(5), on_eval=lambda state: {},
-            on_mark=lambda state: None,
-            on_save=lambda state: None,
-        )  # fmt: skip
+        loop = OnPolicy(learner, env, config, run, torch.Generator().manual_seed(5))
+        loop.begin()
+        while not loop.over:
+            loop.iterate()
     return {"agent": agent.state_dict(), "logged": [line for line in logged if len(line) > 1]}
 
 
@@ -141,11 +137,8 @@ def offline_run(folder: Path) -> None:
     ) as run:
         learner, dataset = stage_2()
         env = make_env(EnvConfig("Toy-v0"), 2, SPEC.act_horizon, 1, gamma=0.97)
-        evaluation = EvalConfig(num_eval_envs=2, num_eval_episodes=2)
-        OfflineRun(
-            learner, dataset.sample_transitions, run, env, config, evaluation, evaluate_first=True,
-            critic_state=lambda: learner.critics.unscaled_value().state_dict(),
-        ).train()  # fmt: skip
+        loop = Offline(learner, dataset.sample_transitions, config, run, run.generator())
+        Trainer(loop, env, EvalConfig(num_eval_envs=2, num_eval_episodes=2), hand_over=True).train()
 
 
 def guarded(first_losses: tuple[float, float]) -> tuple[list[float], float]:

@@ -37,7 +37,7 @@ def test_the_first_format_is_converted_whole(tmp_path):
     main(Config(str(tmp_path / "old.pt"), str(tmp_path / "new.pt")))
     checkpoint = load_checkpoint(tmp_path / "new.pt")
     assert (checkpoint.policy_spec, checkpoint.env_spec) == (SPEC, ENV)
-    assert torch.equal(checkpoint.critic_state["w"], torch.ones(2))
+    assert torch.equal(checkpoint.parts["critic"]["w"], torch.ones(2))
 
 
 def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path):

@@ -20,8 +20,8 @@ from tests.test_checkpoint import ENV, SPEC
 
 
 def keeper_of(tmp_path, monkeypatch, scores: list[tuple[float, float]], **options: Any) -> module.Keeper:
-    """A keeper whose evaluations have those scores; `critic_state` makes the critic beside the policy of each."""
-    script, critic_state = iter(scores), options.pop("critic_state", lambda place: None)
+    """A keeper whose evaluations have those scores; `parts` makes the critics beside the policy of each."""
+    script, parts = iter(scores), options.pop("parts", lambda place: {})
     task = options.pop("task", ENV)
     evaluated = -1
 
@@ -35,7 +35,7 @@ def keeper_of(tmp_path, monkeypatch, scores: list[tuple[float, float]], **option
     trainer = SimpleNamespace(
         run=SimpleNamespace(dir=tmp_path, status=lambda **_: None),
         generator=torch.Generator(),
-        snapshot=lambda: Checkpoint(SPEC, ENV, policy.state_dict(), critic_state(evaluated)),
+        snapshot=lambda: Checkpoint(SPEC, ENV, policy.state_dict(), parts(evaluated)),
     )
     return module.Keeper(trainer, SimpleNamespace(spec=task), EvalConfig(num_eval_episodes=100), **options)
 
@@ -91,12 +91,12 @@ def test_small_steps_down_do_not_add_up(tmp_path, monkeypatch):
 )
 def test_the_kept_policy_has_the_critic_of_its_own_iteration(tmp_path, monkeypatch, scores, step, critic):
     """The critic of evaluation i is i; 9 is the last one, which is handed over in the end."""
-    keeper = keeper_of(tmp_path, monkeypatch, scores, critic_state=lambda place: {"v": torch.tensor(float(place))})
+    keeper = keeper_of(tmp_path, monkeypatch, scores, parts=lambda place: {"critic": {"v": torch.tensor(float(place))}})
     for place in range(len(scores)):
         keeper.evaluate(None, place)
-    keeper.hand_over({"v": torch.tensor(9.0)})
+    keeper.hand_over({"critic": {"v": torch.tensor(9.0)}})
     best = load_checkpoint(tmp_path / "best_model.pt")
-    assert (best.meta["step"], best.critic_state["v"].item()) == (step, critic)
+    assert (best.meta["step"], best.parts["critic"]["v"].item()) == (step, critic)
 
 
 def test_a_state_that_is_older_than_what_describes_its_policy_and_task_now_goes_on(tmp_path, monkeypatch):

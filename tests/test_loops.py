@@ -15,11 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from nets.critic import ValueNetwork
-from reinflow.agent import ReinFlowAgent, View
-from reinflow.algos.ppo import PPOConfig
+from reinflow.agent import ReinFlowAgent
+from reinflow.algos.actor_critic import View
+from reinflow.algos.ppo import PPOConfig, value_loss
+from reinflow.algos.reinflow import ReinFlow
 from reinflow.algos.rollout import RolloutBuffer
-from reinflow.loops import Diverged, OnPolicyConfig, OnPolicyState, on_policy
 from reinflow.policies import build_policy
+from reinflow.training.health import Diverged
+from reinflow.training.loops import OnPolicy, OnPolicyConfig, OnPolicyState
+from reinflow.training.trainer import Trainer
 from reinflow.types import Chain, ChunkStep, EpisodeStats
 from tests.test_checkpoint import SPEC
 
@@ -84,13 +88,9 @@ def value_of(obs: float) -> float:
 class ScriptedAgent:
     """Acts by its observation, and remembers what the loop asks of it, in order."""
 
-    is_in_critic_warmup = ReinFlowAgent.is_in_critic_warmup
-
-    def __init__(self, warmup: int) -> None:
+    def __init__(self) -> None:
         self.policy = SimpleNamespace(spec=SimpleNamespace(image=None))
         self.critic = ValueNetwork(1, (4,), scale=10.0)
-        self.config = PPOConfig(critic_warmup_steps=warmup)
-        self.env_steps = 0
         self.schedule: list[int] = []
 
     def augmented(self, obs: dict[str, Tensor], generator: Any = None) -> dict[str, Tensor]:
@@ -111,14 +111,14 @@ class ScriptedAgent:
 
     def update_noise_schedule(self, step: int) -> None:
         self.schedule.append(step)
-        self.env_steps = step
 
 
 @dataclass
 class Seen:
     """What a run of the loop gave to its parts."""
 
-    agent: ScriptedAgent
+    config: PPOConfig
+    agent: ScriptedAgent = field(default_factory=ScriptedAgent)
     env: ScriptedEnv = field(default_factory=ScriptedEnv)
     state: OnPolicyState = field(default_factory=OnPolicyState)
     rollouts: list[dict[str, Tensor]] = field(default_factory=list)
@@ -139,25 +139,23 @@ class Seen:
 
 
 def looped(total_timesteps: int, warmup: int = 0, **rhythm: int) -> Seen:
-    """`on_policy` over the script, from its start."""
-    seen = Seen(ScriptedAgent(warmup))
+    """`OnPolicy` over the script, from its start, run by a trainer whose keeper notes what it is asked for."""
+    seen = Seen(PPOConfig(critic_warmup_steps=warmup))
     nothing = SimpleNamespace(
         log=seen.log, alarm=seen.alarms.append, status=lambda **_: None, progress=lambda *_, **__: None
     )
-    on_policy(
-        seen.agent,
-        SimpleNamespace(update=seen.update),
-        seen.env,
-        seen.env.obs(),
-        RolloutBuffer(ENVS * DECISIONS, 1, 1, 1, GAMMA, LAMBDA, num_inference_steps=1),
-        OnPolicyConfig(ENVS, DECISIONS, total_timesteps, **rhythm),
-        nothing,
-        state=seen.state,
-        generator=torch.Generator(),
-        on_eval=lambda state: seen.evaluated.append(state.iteration) or {},
-        on_mark=lambda state: None,
-        on_save=lambda state: seen.saved.append(state.iteration),
+    buffer = RolloutBuffer(ENVS * DECISIONS, 1, 1, 1, GAMMA, LAMBDA, num_inference_steps=1)
+    config = OnPolicyConfig(ENVS, DECISIONS, total_timesteps, **rhythm)
+    loop = OnPolicy(ReinFlow(seen.agent, seen, buffer), seen.env, config, nothing, torch.Generator())
+    loop.state, loop.obs = seen.state, seen.env.obs()
+    trainer = object.__new__(Trainer)
+    trainer.loop, trainer.run = loop, nothing
+    trainer.keeper = SimpleNamespace(
+        evaluate=lambda policy, step: seen.evaluated.append(loop.count) or {},
+        mark=lambda step: None,
+        save_mark=lambda: seen.saved.append(loop.count),
     )
+    trainer._go_on()
     return seen
 
 
@@ -269,7 +267,7 @@ def test_the_value_loss_moves_the_critic_alone():
     agent = ReinFlowAgent.from_policy(build_policy(SPEC), PPOConfig())
     encoder = nn.Linear(2, SPEC.cond_dim)
     cond = encoder(torch.randn(5, 2))
-    agent.value_loss(cond, torch.ones(5)).backward()
+    value_loss(agent, cond, torch.ones(5)).backward()
     assert encoder.weight.grad is None
     assert all(parameter.grad is not None for parameter in agent.critic.parameters())
     # and in the loss of an update, which the condition does feel through the policy: (V - return)^2 adds nothing

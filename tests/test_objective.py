@@ -50,7 +50,7 @@ def alarms(run: Path) -> str:
 
 
 def same_value(first: Path, second: Path) -> bool:
-    mine, theirs = load_checkpoint(first).critic_state, load_checkpoint(second).critic_state
+    mine, theirs = load_checkpoint(first).parts["critic"], load_checkpoint(second).parts["critic"]
     return all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 

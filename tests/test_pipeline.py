@@ -107,8 +107,10 @@ def test_stage_2_hands_over_its_trained_value_beside_the_pretrained_policy(passe
     run = passed / "runs" / "aw_shortcut_flow-PickCube-v1-seed0"
     best, last = load_checkpoint(run), latest_training(run)
     assert best.meta["step"] == 0
-    for name, value in best.critic_state.items():
-        assert torch.equal(value, last.critic_state[name])
+    assert best.parts.keys() == {"critic", "q"}
+    for part, state in best.parts.items():
+        for name, value in state.items():
+            assert torch.equal(value, last.parts[part][name])
 
 
 LONGER = ["--total_iters", "60", "--batch_size", "16", "--log_freq", "5", "--eval_freq", "20", "--save_freq", "20"]

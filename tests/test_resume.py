@@ -225,8 +225,9 @@ def test_v_of_large_returns_goes_on_in_its_unit(folder, monkeypatch):
     run_stage(3, folder, "large-stopped", "--resume", str(folder / "runs" / "large-stopped"))
     assert_equal(folder, "large", "large-stopped")
     state = latest_training(folder / "runs" / "large")
-    assert 3e4 < state.critic_state["scale"] < 3e5
-    assert state.critic_state["scale"] == state.training["agent"]["critic.scale"]
+    scale = state.parts["critic"]["scale"]
+    assert 3e4 < scale < 3e5
+    assert scale == state.training["learner"]["agent"]["critic.scale"]
 
 
 def test_a_state_from_before_updates_of_the_policy_were_counted_goes_on(folder):

@@ -11,15 +11,15 @@ import torch
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.bc import BCConfig, BehaviorCloning
 from reinflow.algos.ppo import PPO, PPOConfig
-from reinflow.algos.rollout import RolloutBuffer
+from reinflow.algos.reinflow import ReinFlow, rollout_buffer
 from reinflow.algos.schedules import NoiseConfig
 from reinflow.data.chunks import ChunkDataset
 from reinflow.data.trajectories import Demos, Trajectory
 from reinflow.envs import EnvConfig, make_env
 from reinflow.envs.toy import toy_demos
 from reinflow.evaluation import evaluate
-from reinflow.loops import collect
 from reinflow.policies import FAMILIES, Policy, PolicySpec, build_policy
+from reinflow.training.rollouts import collect
 from reinflow.types import ChunkEnv
 
 NUM_ENVS, DECISIONS = 128, 24
@@ -60,16 +60,14 @@ def fine_tune(policy: Policy, env: ChunkEnv, most_env_steps: int, target: float)
     """Train until the evaluated success passes `target` or the steps are used up; returns it."""
     ppo = PPOConfig(lr=2e-4, lr_noise=2e-4, minibatch_size=384, critic_warmup_steps=10_000)
     agent = ReinFlowAgent.from_policy(policy, ppo, NoiseConfig(noise_decay_steps=1_500_000))
-    learner = PPO(agent, ppo)
-    shape = (NUM_ENVS * DECISIONS, SPEC.cond_dim, SPEC.pred_horizon, SPEC.action_dim)
-    buffer = RolloutBuffer(*shape, ppo.gamma, ppo.gae_lambda, agent.actor.num_steps)
+    learner = ReinFlow(agent, PPO(agent, ppo), rollout_buffer(agent, ppo, NUM_ENVS * DECISIONS))
     generator = torch.Generator().manual_seed(0)
     obs, env_steps, iteration = env.reset(seed=0), 0, 0
     while True:
-        agent.update_noise_schedule(step=env_steps)
-        obs, stats = collect(agent, env, obs, buffer, generator)
-        metrics = learner.update(buffer, generator, critic_only=agent.is_in_critic_warmup())
-        assert metrics.get("ratio_deviation", torch.zeros(())) < 1e-4
+        learner.begin(env_steps)
+        obs, stats = collect(learner, env, obs, generator)
+        metrics = learner.update(generator)
+        assert metrics.get("losses/ratio_deviation", torch.zeros(())) < 1e-4
         env_steps += int(stats.env_steps)
         iteration += 1
         done = env_steps >= most_env_steps

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from reinflow.loops import offline_worries, worries
+from reinflow.algos.awr import AdvantageWeightedRegression
+from reinflow.algos.reinflow import ReinFlow
+
+worries, offline_worries = ReinFlow.worries, AdvantageWeightedRegression.worries
 
 HEALTHY = {
     "charts/critic_warmup": 0.0,

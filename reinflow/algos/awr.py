@@ -75,9 +75,22 @@ class AdvantageWeightedRegression(BehaviorCloning):
             "losses/effective_sample_size": effective_sample_size(weight),
         }
 
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """V and the Qs that it was fitted to, in units of the env's own reward."""
+        return {"critic": self.critics.unscaled_value().state_dict(), "q": self.critics.unscaled_q().state_dict()}
+
+    @staticmethod
+    def worries(values: dict[str, float]) -> list[str]:
+        """Whether the weights still tell rows apart."""
+        if values.get("losses/weights_clipped", 0.0) > 0.5:
+            return ["more than half of the advantage weights were clipped, so they are equal: lower --beta"]
+        return []
+
     def state_dict(self) -> dict[str, Any]:
+        """As of cloning, and the critics."""
         return super().state_dict() | {"critics": self.critics.training_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
         super().load_state_dict(state)
         self.critics.load_training_state(state["critics"])

@@ -113,7 +113,22 @@ class BehaviorCloning:
             **{f"losses/{name}": value for name, value in self.guard.metrics().items()},
         }
 
+    @property
+    def evaluated(self) -> Policy:
+        """The moving average."""
+        return self.ema.module
+
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """Nothing beside the policy."""
+        return {}
+
+    @staticmethod
+    def worries(values: dict[str, float]) -> list[str]:
+        """None of its own."""
+        return []
+
     def state_dict(self) -> dict[str, Any]:
+        """Weights, their average, optimiser and schedule."""
         return {
             "policy": self.policy.state_dict(),
             "ema": self.ema.state_dict(),
@@ -122,6 +137,7 @@ class BehaviorCloning:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
         self.policy.load_state_dict(state["policy"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -146,6 +146,14 @@ class Critics(nn.Module):
         value.scale.div_(self.config.reward_scale)
         return value
 
+    @torch.no_grad()
+    def unscaled_q(self) -> QEnsemble:
+        """A copy of the slowly moving Qs in units of the env's own reward."""
+        q = copy.deepcopy(self.target_q)
+        for parameter in q.out.parameters():
+            parameter.div_(self.config.reward_scale)
+        return q
+
     def training_state(self) -> dict[str, Any]:
         return {"critics": self.state_dict(), "optimizer": self.optimizer.state_dict()}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, fields
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from nets.critic import PrivilegedValueNetwork
 from reinflow import distributed, interrupts
 from reinflow.acceleration import AccelerationConfig, replayed
+from reinflow.algos.actor_critic import ActorCritic
 from reinflow.algos.advantages import explained_variance, mean_over, normalized
 from reinflow.algos.guard import StepGuard
 from reinflow.algos.rollout import RolloutBuffer, Rows
+from reinflow.policies.chain import chain_entropy, chain_log_prob, chain_moments, joint_kl
 from reinflow.trees import mapped
 from reinflow.types import Objective
-
-if TYPE_CHECKING:
-    from reinflow.agent import ReinFlowAgent
 
 ALPHA = {"sum": 0.0, "sqrt": 0.5, "mean": 1.0}
 MAX_LOG_RATIO = 20.0
@@ -90,6 +89,10 @@ class PPOConfig(PPOFlags):
     gamma: float = 0.97
     """discount per env step"""
 
+    def warms_critic_up(self, env_steps: int) -> bool:
+        """Whether an iteration that starts after `env_steps` trains the critic alone."""
+        return env_steps < self.critic_warmup_steps
+
 
 def scaled_log_ratio(
     log_prob: Float[Tensor, "b"], old_log_prob: Float[Tensor, "b"], num_scored: int, reduction: str
@@ -109,10 +112,57 @@ def clipped_surrogate(
     return -mean_over(torch.min(ratio * advantages, clipped * advantages), valid)
 
 
-class PPO:
-    """Optimises a `ReinFlowAgent` on one rollout at a time."""
+def value_loss(
+    agent: ActorCritic,
+    seen: Float[Tensor, "b p"],
+    returns: Float[Tensor, "b"],
+    valid: Float[Tensor, "b"] | None = None,
+) -> Float[Tensor, ""]:
+    """Squared error, in squared units of the returns; it moves the critic alone."""
+    return mean_over((agent.critic(seen.detach()) - returns).square(), valid)
 
-    def __init__(self, agent: ReinFlowAgent, config: PPOConfig, acceleration: AccelerationConfig | None = None):
+
+def weighted_value_loss(agent: ActorCritic, loss: Float[Tensor, ""], value_coef: float) -> Float[Tensor, ""]:
+    """Its part of the loss that is minimised, whatever the unit of the rewards."""
+    return value_coef * loss / agent.critic.unit.square()
+
+
+def ppo_loss(agent: ActorCritic, config: PPOConfig, cond: Float[Tensor, "b z"], rows: Rows) -> dict[str, Tensor]:
+    """`loss` and its parts, over those rows of a rollout whose `valid` is 1 (all where they have none).
+
+    `approx_kl` is in joint nats; without the old `means` and `stds` it is estimated from the log-ratios.
+    """
+    actions, old_log_prob, valid = rows["actions"], rows["log_probs"], rows.get("valid")
+    means, stds = chain_moments(agent.actor, actions, cond)
+    log_prob = chain_log_prob(actions, means, stds, agent.scored)
+    log_ratio = scaled_log_ratio(log_prob, old_log_prob, agent.num_scored, config.logprob_reduction)
+    ratio = log_ratio.clamp_max(MAX_LOG_RATIO).exp()
+    policy_loss = clipped_surrogate(ratio, rows["advantages"], config.clip_ratio, valid)
+    critic_loss = value_loss(agent, rows.get("critic_obs", cond), rows["returns"], valid)
+    entropy = mean_over(chain_entropy(stds, agent.scored), valid)
+    loss = policy_loss + weighted_value_loss(agent, critic_loss, config.value_coef) - config.entropy_coef * entropy
+    with torch.no_grad():
+        if "means" in rows and "stds" in rows:
+            kl = joint_kl(rows["means"], rows["stds"], means, stds, agent.scored)
+        else:
+            difference = log_prob - old_log_prob
+            kl = difference.exp() - 1 - difference
+        deviation = (ratio - 1).abs() if valid is None else (ratio - 1).abs() * valid
+    return {
+        "loss": loss,
+        "policy_loss": policy_loss,
+        "value_loss": critic_loss,
+        "entropy_loss": -entropy,
+        "approx_kl": mean_over(kl, valid),
+        "clip_fraction": mean_over((deviation > config.clip_ratio).float(), valid),
+        "ratio_deviation": deviation.max(),
+    }
+
+
+class PPO:
+    """Optimises an `ActorCritic` on one rollout at a time."""
+
+    def __init__(self, agent: ActorCritic, config: PPOConfig, acceleration: AccelerationConfig | None = None):
         self.agent = agent
         self.config = config
         self.velocity_parameters = list(agent.actor.velocity_parameters())
@@ -133,8 +183,8 @@ class PPO:
         self._forget_graphs()
 
     def _forget_graphs(self) -> None:
-        self._descend = replayed(self.descend, self.acceleration, self.agent.policy.device)
-        self._descend_critic = replayed(self.descend_critic, self.acceleration, self.agent.policy.device)
+        self.step = replayed(self.descend, self.acceleration, self.agent.policy.device)
+        self.step_critic = replayed(self.descend_critic, self.acceleration, self.agent.policy.device)
 
     def update(
         self, buffer: RolloutBuffer, generator: torch.Generator | None = None, *, critic_only: bool = False
@@ -161,7 +211,7 @@ class PPO:
         epochs = 0
         for _ in range(self.config.ppo_epochs):
             minibatches = buffer.minibatches(self.config.minibatch_size, generator, overwrite=True)
-            epoch = [self.step(rows) for rows in minibatches]
+            epoch = [self.step(rows) for rows in interrupts.between(minibatches)]
             steps += epoch
             epochs += 1
             if self.config.target_kl is not None and self.mean_kl(epoch) > self.config.target_kl:
@@ -179,13 +229,8 @@ class PPO:
         """Of all processes, so that they stop together."""
         return distributed.mean(mean_of(epoch)["approx_kl"])
 
-    def step(self, rows: Rows) -> dict[str, Tensor]:
-        """One gradient step of actor and critic on a minibatch."""
-        interrupts.check()
-        return self._descend(rows)
-
     def descend(self, rows: Rows) -> dict[str, Tensor]:
-        """`step`, on the device alone."""
+        """A gradient step of actor and critic on a minibatch, on the device alone; `step` may replay it as a graph."""
         self.actor_optimizer.zero_grad()
         self.critic_optimizer.zero_grad()
         losses = self.add_gradients(rows)
@@ -209,7 +254,7 @@ class PPO:
         """Gradients of the loss and its parts, over micro-batches whose weights are their shares of the valid rows."""
         size = self.config.micro_batch_size
         if size is None or size >= len(rows["log_probs"]):
-            losses = self.loss(rows)
+            losses = ppo_loss(self.agent, self.config, self.agent.condition(rows["obs"]), rows)
             losses["loss"].backward()
             return detached(losses)
         parts: list[dict[str, Tensor]] = []
@@ -217,25 +262,11 @@ class PPO:
         for start in range(0, len(rows["log_probs"]), size):
             piece = {name: mapped(entry, itemgetter(slice(start, start + size))) for name, entry in rows.items()}
             share = piece["valid"].sum() / total
-            losses = self.loss(piece)
+            losses = ppo_loss(self.agent, self.config, self.agent.condition(piece["obs"]), piece)
             (losses["loss"] * share).backward()
             parts.append({name: v if name == "ratio_deviation" else v * share for name, v in detached(losses).items()})
         columns = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
         return {name: column.amax() if name == "ratio_deviation" else column.sum() for name, column in columns.items()}
-
-    def loss(self, rows: Rows) -> dict[str, Tensor]:
-        """The agent's loss on rows of a buffer."""
-        return self.agent.compute_ppo_loss(
-            obs_cond=self.agent.condition(rows["obs"]),
-            actions=rows["actions"],
-            old_log_probs=rows["log_probs"],
-            advantages=rows["advantages"],
-            returns=rows["returns"],
-            old_means=rows.get("means"),
-            old_stds=rows.get("stds"),
-            critic_obs=rows.get("critic_obs"),
-            valid=rows.get("valid"),
-        )
 
     def critic_epochs(
         self, buffer: RolloutBuffer, generator: torch.Generator | None, epochs: int
@@ -244,16 +275,16 @@ class PPO:
         steps = []
         names = ("critic_obs" if "critic_obs" in buffer.data else "obs", "returns", "valid")
         for _ in range(epochs):
-            for rows in buffer.minibatches(self.config.minibatch_size, generator, names, overwrite=True):
-                interrupts.check()
-                steps.append(self._descend_critic(*(rows[name] for name in names)))
+            minibatches = buffer.minibatches(self.config.minibatch_size, generator, names, overwrite=True)
+            for rows in interrupts.between(minibatches):
+                steps.append(self.step_critic(*(rows[name] for name in names)))
         return steps
 
     def descend_critic(self, seen: Tensor, returns: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """One gradient step of the critic alone, on the device alone."""
-        loss = self.agent.value_loss(seen, returns, valid)
+        """A gradient step of the critic alone, on the device alone; `step_critic` may replay it as a graph."""
+        loss = value_loss(self.agent, seen, returns, valid)
         self.critic_optimizer.zero_grad()
-        self.agent.weighted_value_loss(loss).backward()
+        weighted_value_loss(self.agent, loss, self.config.value_coef).backward()
         distributed.average_gradients_(self.critic_parameters)
         norm = nn.utils.clip_grad_norm_(self.critic_parameters, self.config.max_grad_norm)
         self.guard.step(loss, [(self.critic_optimizer, norm)])

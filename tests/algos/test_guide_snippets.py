@@ -49,7 +49,7 @@ def write_checkpoint(path: Path, spec: PolicySpec = SPEC) -> tuple[Policy, Value
     policy.fit_normalizers_(3 + torch.randn(50, spec.state_dim), 4 * torch.rand(50, spec.action_dim))
     bounds = (-1.0,) * spec.action_dim, (1.0,) * spec.action_dim
     env = EnvSpec("Toy-v0", "state", "pd_ee_delta_pose", "toy", "normalized_dense", spec.state_dim, *bounds, 50)
-    save_checkpoint(path, Checkpoint(spec, env, policy.state_dict(), critic_state=value.state_dict()))
+    save_checkpoint(path, Checkpoint(spec, env, policy.state_dict(), parts={"critic": value.state_dict()}))
     return policy, value
 
 

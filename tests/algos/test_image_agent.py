@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ import torch
 from nets.critic import PrivilegedValueNetwork
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO, PPOConfig
+from reinflow.algos.reinflow import ReinFlow, rollout_buffer
 from reinflow.algos.rollout import RolloutBuffer
 from reinflow.envs.synthetic import SyntheticEnv
 from reinflow.envs.wrappers import ActionChunk
-from reinflow.loops import collect
 from reinflow.policies import PolicyConfig, build_policy
+from reinflow.training.rollouts import collect
 from reinflow.types import ImageSpec, Obs
 
 ENVS, DECISIONS, FRAMES = 4, 3, 2
@@ -51,8 +53,9 @@ def played(ppo: PPOConfig = PPO_CONFIG, **options: object) -> tuple[ReinFlowAgen
     env = Privileged(SyntheticEnv(ENVS, state_dim=6, max_episode_steps=5, image=IMAGE), 2, FRAMES, ppo.gamma)
     policy = build_policy(NET.for_env(env.spec, 2))
     agent = ReinFlowAgent.from_policy(policy, ppo, **options)  # type: ignore[arg-type]
-    buffer = RolloutBuffer(ENVS * DECISIONS, None, 4, 7, ppo.gamma, ppo.gae_lambda, 2)
-    collect(agent, env, env.reset(seed=0), buffer, torch.Generator().manual_seed(0))
+    buffer = rollout_buffer(agent, ppo, ENVS * DECISIONS)
+    learner = ReinFlow(agent, PPO(agent, ppo), buffer)
+    collect(learner, env, env.reset(seed=0), torch.Generator().manual_seed(0))
     return agent, buffer
 
 
@@ -132,5 +135,6 @@ def test_a_value_that_sees_something_else_starts_anew():
     agent, _ = played(freeze_visual_encoder=True, privileged_dim=5)
     before = [p.clone() for p in agent.critic.parameters()]
     other, _ = played(freeze_visual_encoder=True)
-    agent.load_critic(other.critic.state_dict(), "V of Stage 2")
+    of_stage_2 = SimpleNamespace(parts={"critic": other.critic.state_dict()}, objective=None)
+    agent.load_critic(of_stage_2, "V of Stage 2")
     assert all(torch.equal(a, b) for a, b in zip(before, agent.critic.parameters(), strict=True))

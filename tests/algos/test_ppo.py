@@ -36,8 +36,7 @@ def loss_of(agent: ReinFlowAgent, buffer: RolloutBuffer, moments: bool = True) -
         rows["log_probs"],
         rows["advantages"],
         rows["returns"],
-        rows["means"] if moments else None,
-        rows["stds"] if moments else None,
+        **({"means": rows["means"], "stds": rows["stds"]} if moments else {}),
     )
 
 
@@ -79,7 +78,7 @@ def test_scored_gaussians_of_four_steps_eight_positions_of_which_four_are_execut
 def test_a_constant_action_dim_does_not_count(make_agent: Make):
     agent = make_agent()
     agent.policy.action_normalizer.scale[1] = agent.policy.action_normalizer.floor
-    agent._score(agent.policy.spec)
+    agent.score_(agent.config.scored, agent.config.count_initial_noise)
     assert agent.num_scored == (3 * 8 + 4) * 2
     assert not agent.scored[:, :, 1].any()
 

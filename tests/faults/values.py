@@ -13,12 +13,13 @@ from torch import Tensor
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.bc import BehaviorCloning
 from reinflow.algos.ppo import PPO, PPOConfig
+from reinflow.algos.reinflow import ReinFlow, rollout_buffer
 from reinflow.algos.rollout import RolloutBuffer
 from reinflow.envs.toy import ToyEnv
 from reinflow.envs.wrappers import ActionChunk
 from reinflow.errors import UserError
-from reinflow.loops import collect
 from reinflow.policies import build_policy
+from reinflow.training.rollouts import collect
 from reinflow.types import ChunkStep, StepResult
 from tests.faults.runs import prepared, status
 from tests.small import run_stage
@@ -71,15 +72,13 @@ def agent_with(fault: dict[str, float]) -> tuple[ReinFlowAgent, PPO, RolloutBuff
     torch.manual_seed(0)
     agent = ReinFlowAgent.from_policy(build_policy(SPEC), PPOConfig(minibatch_size=6, target_kl=1.0))
     env = Recording(fault)
-    shape = (ENVS * DECISIONS, SPEC.cond_dim, SPEC.pred_horizon, SPEC.action_dim)
-    buffer = RolloutBuffer(*shape, 0.97, 0.9, agent.actor.num_steps)
-    return agent, PPO(agent, agent.config), buffer, env
+    return agent, PPO(agent, agent.config), rollout_buffer(agent, agent.config, ENVS * DECISIONS), env
 
 
 def rolled_out(fault: dict[str, float]) -> tuple[ReinFlowAgent, PPO, RolloutBuffer, Recording]:
     agent, learner, buffer, env = agent_with(fault)
     generator = torch.Generator().manual_seed(0)
-    collect(agent, env, env.reset(seed=0), buffer, generator)
+    collect(ReinFlow(agent, learner, buffer), env, env.reset(seed=0), generator)
     return agent, learner, buffer, env
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 
-from reinflow.loops import OnPolicyState
-from reinflow.online_run import FEW_ITERATIONS, OnlineRun
 from reinflow.ranking import Score, score_of
+from reinflow.training.fine_tuning import FEW_ITERATIONS, beside_the_pretrained
+from reinflow.training.loops import OnPolicyState
 from tests.small import demo_file, run_stage
 
 MOVED, FROZEN = OnPolicyState(iteration=4, policy_updates=3), OnPolicyState(iteration=4)
@@ -32,15 +31,17 @@ def score(success: float, episodes: int) -> Score:
 
 def alarms_of(success: float, state: OnPolicyState, episodes: int = 96) -> list[str]:
     """Of an evaluation after one of .5."""
-    keeper = SimpleNamespace(
-        first=score(0.5, episodes),
-        headline="success_once",
-        evaluate=lambda policy, step: {"eval/success_once": success},
-        score=lambda metrics: score(metrics["eval/success_once"], episodes),
-    )
     said: list[str] = []
-    run = SimpleNamespace(alarm=said.append)
-    OnlineRun._evaluate(mock.Mock(keeper=keeper, run=run), state)
+    trainer = SimpleNamespace(
+        keeper=SimpleNamespace(
+            first=score(0.5, episodes),
+            headline="success_once",
+            score=lambda metrics: score(metrics["eval/success_once"], episodes),
+        ),
+        run=SimpleNamespace(alarm=said.append),
+        loop=SimpleNamespace(state=state, over=False),
+    )
+    beside_the_pretrained(trainer, {"eval/success_once": success, "eval/success_at_end": 0.0})
     return said
 
 

@@ -1,0 +1,40 @@
+"""What an online run says of itself beside the policy that it started from."""
+
+from __future__ import annotations
+
+from reinflow.run import Run
+from reinflow.status import HEADLINES
+from reinflow.training.learner import Metrics
+from reinflow.training.loops import OnPolicyConfig, OnPolicyState
+from reinflow.training.trainer import Trainer
+
+FEW_ITERATIONS = 10
+"""the quick start's 13 gain 25 points, so a run that is much shorter is the one to warn of"""
+
+
+def warn_of_few_iterations(run: Run, config: OnPolicyConfig, act_horizon: int) -> None:
+    """One iteration at 256 envs x 128 decisions x 8 steps is 262,144 env steps: a million of them are four updates."""
+    per_iteration = config.num_envs * config.rollout_steps * act_horizon
+    iterations = config.total_timesteps // per_iteration
+    if iterations < FEW_ITERATIONS:
+        run.alarm(
+            f"{config.total_timesteps} env steps are only {iterations} iterations of {per_iteration}: "
+            f"lower --rollout_steps or --num_envs, or raise --total_timesteps"
+        )
+
+
+def beside_the_pretrained(trainer: Trainer, metrics: Metrics) -> Metrics:
+    """Alarms where the policy never moved, or moved to the worse."""
+    state, keeper = trainer.loop.state, trainer.keeper
+    assert isinstance(state, OnPolicyState)
+    if trainer.loop.over and state.iteration and not state.policy_updates:
+        trainer.run.alarm(
+            f"the policy never moved: all {state.env_steps} env steps were critic warm-up: "
+            "lower --critic_warmup_steps or raise --total_timesteps"
+        )
+    if keeper.first and state.policy_updates and keeper.score(metrics).is_below(keeper.first):
+        trainer.run.alarm(
+            f"{HEADLINES[keeper.headline]} fell below the pretrained {keeper.first.value:.2f}: "
+            "lower --lr or raise --critic_warmup_steps"
+        )
+    return {}

@@ -1,0 +1,476 @@
+"""The three loops: over batches, over rollouts, and over a replay buffer that fills as it goes.
+
+A loop knows how one iteration goes and where it is; `reinflow.training.trainer` runs it, and `interrupts.check` may end
+it between minibatches, decisions and evaluation steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from reinflow import distributed, interrupts
+from reinflow.data.replay import ReplayBuffer
+from reinflow.errors import UserError
+from reinflow.training.health import Diverged, left_out, refuse_to_diverge
+from reinflow.training.learner import BatchLearner, Learner, Metrics, OffPolicyLearner, OnPolicyLearner
+from reinflow.training.rollouts import RolloutStats, collect
+from reinflow.types import ChunkEnv, Obs
+
+if TYPE_CHECKING:
+    from reinflow.run import Run
+
+
+@dataclass(frozen=True)
+class OfflineConfig:
+    """Length and rhythm of an offline run, in gradient iterations."""
+
+    total_iters: int = 30_000
+    """gradient iterations"""
+    batch_size: int = 256
+    """rows per iteration"""
+    log_freq: int = 250
+    """iterations between logged lines"""
+    eval_freq: int = 5_000
+    """iterations between evaluations; 0 evaluates only at the end"""
+    save_freq: int = 5_000
+    """iterations between resumable checkpoints; 0 saves only at the end"""
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig:
+    """Length and rhythm of an online run."""
+
+    num_envs: int = 128
+    """envs that are simulated side by side"""
+    rollout_steps: int = 12
+    """decisions (action chunks) per env and iteration"""
+    total_timesteps: int = 1_000_000
+    """env steps after which the run ends"""
+    eval_freq: int = 8
+    """iterations between evaluations; 0 evaluates only before and after training"""
+    reconfiguration_freq: int | None = None
+    """episodes after which all envs get other geometry, in tasks that draw it, and what still runs is truncated; None
+    and 0 keep it, but None lets stock single envs follow the task"""
+    save_freq: int = 16
+    """iterations between resumable checkpoints; 0 saves only at the end"""
+
+
+@dataclass(frozen=True)
+class OffPolicyConfig:
+    """Length and rhythm of an off-policy run; an iteration is one decision of every env and the updates after it."""
+
+    num_envs: int = 32
+    """envs that are simulated side by side"""
+    total_timesteps: int = 1_000_000
+    """env steps after which the run ends"""
+    learning_starts: int = 5_000
+    """decisions in the replay buffer before the first update"""
+    updates: int = 8
+    """gradient steps per iteration"""
+    batch_size: int = 256
+    """rows per gradient step"""
+    log_freq: int = 50
+    """iterations between logged lines"""
+    eval_freq: int = 500
+    """iterations between evaluations; 0 evaluates only before and after training"""
+    save_freq: int = 500
+    """iterations between resumable checkpoints; 0 saves only at the end"""
+
+
+class Rhythm(Protocol):
+    """How often a run is evaluated and saved, in iterations."""
+
+    @property
+    def eval_freq(self) -> int: ...
+
+    @property
+    def save_freq(self) -> int: ...
+
+
+class Counters(Protocol):
+    """Where a loop is; it travels with its checkpoints."""
+
+    evaluated: bool
+    """whether the evaluation that may be due now is over"""
+
+
+class Loop(Protocol):
+    """What a trainer runs."""
+
+    run: Run
+    generator: torch.Generator
+    interruptible: bool
+    """whether an iteration may end in its middle, so that a resume goes back to its start"""
+
+    @property
+    def learner(self) -> Learner: ...
+
+    @property
+    def config(self) -> Rhythm: ...
+
+    @property
+    def state(self) -> Counters: ...
+
+    @property
+    def count(self) -> int:
+        """Iterations so far."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Where metrics are logged: gradient iterations, or env steps."""
+        ...
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has its whole length."""
+        ...
+
+    def begin(self) -> None:
+        """Get ready to iterate, from wherever the loop is."""
+        ...
+
+    def iterate(self) -> None:
+        """One iteration. Raises Diverged, or Interrupted."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resume needs beside the learner."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        ...
+
+    def roll_back(self, state: dict[str, Any]) -> None:
+        """Go back to a `state_dict` of this very run, with new episodes."""
+        ...
+
+
+def is_due(count: int, every: int, last: bool) -> bool:
+    """Whether something that happens each `every` counts happens now; 0 means only at the last count."""
+    return last or (every > 0 and count % every == 0)
+
+
+@dataclass
+class OfflineState:
+    """Counters of an offline run."""
+
+    count: int = 0
+    evaluated: bool = False
+
+
+class Offline:
+    """`config.total_iters` gradient iterations over batches of `draw(batch_size, generator)`."""
+
+    interruptible = False
+
+    def __init__(
+        self,
+        learner: BatchLearner,
+        draw: Callable[[int, torch.Generator], Any],
+        config: OfflineConfig,
+        run: Run,
+        generator: torch.Generator,
+        state: OfflineState | None = None,
+    ):
+        self.learner = learner
+        self.draw = draw
+        self.config = config
+        self.run = run
+        self.generator = generator
+        self.state = state or OfflineState()
+        self.batch_size = distributed.share(config.batch_size, "batch_size")
+        self.speed = Speed()
+
+    @property
+    def count(self) -> int:
+        return self.state.count
+
+    step = count
+
+    @property
+    def over(self) -> bool:
+        return self.count >= self.config.total_iters
+
+    def begin(self) -> None:
+        self.run.status(phase="offline")
+
+    def iterate(self) -> None:
+        interrupts.check()
+        began = time.perf_counter()
+        metrics = self.learner.update(self.draw(self.batch_size, self.generator))
+        self.state.count += 1
+        self.speed.add(1, since=began)
+        if is_due(self.count, self.config.log_freq, self.over):
+            metrics = {**distributed.averaged(metrics), "charts/SPS": self.speed.read()}
+            values = logged(self, metrics)
+            self.run.progress(self.step, loss=values.get("losses/total"))
+            refuse_to_diverge(values)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counters": asdict(self.state)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.state = OfflineState(**state["counters"])
+
+    roll_back = restore
+
+
+@dataclass
+class OnPolicyState:
+    """Counters of an online run."""
+
+    env_steps: int = 0
+    iteration: int = 0
+    policy_updates: int = 0
+    """iterations that trained the policy; the others trained the critic alone"""
+    evaluated: bool = False
+
+
+ADDED_LATER = {"policy_updates": 1}
+"""counters that older states lack; their runs took every policy for a moved one"""
+
+
+class OnPolicy:
+    """Rollout and update, until `config.total_timesteps` env steps."""
+
+    interruptible = True
+
+    def __init__(
+        self, learner: OnPolicyLearner, env: ChunkEnv, config: OnPolicyConfig, run: Run, generator: torch.Generator
+    ):
+        self.learner = learner
+        self.env = env
+        self.config = config
+        self.run = run
+        self.generator = generator
+        self.state = OnPolicyState()
+        self.obs: Obs | None = None
+        """what the policy sees next; None where new episodes have to start"""
+
+    @property
+    def count(self) -> int:
+        return self.state.iteration
+
+    @property
+    def step(self) -> int:
+        return self.state.env_steps
+
+    @property
+    def over(self) -> bool:
+        return self.step >= self.config.total_timesteps
+
+    def begin(self) -> None:
+        self.obs = started(self.env, self.obs, self.run, self.count)
+
+    def iterate(self) -> None:
+        """One rollout and one update."""
+        assert self.obs is not None, "begin() comes first"
+        began = time.perf_counter()
+        trains_policy = self.learner.begin(self.step)
+        self.obs, stats = collect(self.learner, self.env, self.obs, self.generator)
+        stats = stats.of_all_processes()
+        if int(stats.broken) == stats.decisions:
+            raise Diverged(
+                "no decision of an iteration was usable",
+                "lower the learning rates, and look at the env's observations and rewards",
+            )
+        collected = time.perf_counter()
+        metrics = distributed.averaged(self.learner.update(self.generator))
+        updated = time.perf_counter()
+        steps = int(stats.env_steps)
+        self.state.env_steps += steps
+        self.state.iteration += 1
+        self.state.policy_updates += trains_policy
+        values = logged(
+            self,
+            {
+                **metrics,
+                **stats.metrics(),
+                "charts/SPS": steps / (updated - began),
+                "charts/iteration": self.count,
+                "charts/critic_warmup": float(not trains_policy),
+                "time/rollout": collected - began,
+                "time/update": updated - collected,
+            },
+        )
+        self.run.status(**self.learner.status(values))
+        refuse_to_diverge(values)
+        self.run.progress(self.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counters": asdict(self.state), "env": where(self.env)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.roll_back(state)
+        self.obs = continued(self.env, state["env"], self.run)
+
+    def roll_back(self, state: dict[str, Any]) -> None:
+        self.state = OnPolicyState(**ADDED_LATER | state["counters"])
+        self.obs = None
+
+
+@dataclass
+class OffPolicyState:
+    """Counters of an off-policy run."""
+
+    env_steps: int = 0
+    iteration: int = 0
+    updates: int = 0
+    """gradient steps"""
+    evaluated: bool = False
+
+
+class OffPolicy:
+    """A decision of every env and some updates from the replay buffer, until `config.total_timesteps` env steps."""
+
+    interruptible = False
+
+    def __init__(
+        self,
+        learner: OffPolicyLearner,
+        env: ChunkEnv,
+        replay: ReplayBuffer,
+        config: OffPolicyConfig,
+        run: Run,
+        generator: torch.Generator,
+    ):
+        """UserError where several processes share the run: each would need its own part of the replay buffer saved."""
+        if distributed.active():
+            raise UserError("an off-policy run has one process: start it without torchrun")
+        self.learner = learner
+        self.env = env
+        self.replay = replay
+        self.config = config
+        self.run = run
+        self.generator = generator
+        self.state = OffPolicyState()
+        self.stats = RolloutStats()
+        """since the last logged line"""
+        self.speed = Speed()
+        self.obs: Obs | None = None
+        """what the policy sees next; None where new episodes have to start"""
+
+    @property
+    def count(self) -> int:
+        return self.state.iteration
+
+    @property
+    def step(self) -> int:
+        return self.state.env_steps
+
+    @property
+    def over(self) -> bool:
+        return self.step >= self.config.total_timesteps
+
+    def begin(self) -> None:
+        self.run.status(phase="off_policy")
+        self.obs = started(self.env, self.obs, self.run, self.count)
+
+    def iterate(self) -> None:
+        """One decision of every env, and the updates after it."""
+        interrupts.check()
+        began = time.perf_counter()
+        steps = self._act()
+        metrics = self._learn()
+        self.state.env_steps += steps
+        self.state.iteration += 1
+        self.speed.add(steps, since=began)
+        if is_due(self.count, self.config.log_freq, self.over):
+            more = {"charts/SPS": self.speed.read(), "charts/iteration": self.count, "charts/replay": len(self.replay)}
+            values = logged(self, {**metrics, **self.stats.metrics(), **more})
+            self.stats = RolloutStats()
+            self.run.progress(self.step, loss=values.get("losses/total"))
+            refuse_to_diverge(values)
+
+    @torch.no_grad()
+    def _act(self) -> int:
+        """Let every env go on by a decision; gives the env steps of all of them."""
+        assert self.obs is not None, "begin() comes first"
+        decision = self.learner.act(self.obs, self.generator)
+        outcome = self.env.step_chunk(decision.actions)
+        self.replay.add(self.obs, decision.actions, outcome)
+        self.stats.add(outcome)
+        self.stats.broken = self.stats.broken + outcome.broken.sum()
+        self.obs = outcome.obs
+        return int(outcome.executed.sum())
+
+    def _learn(self) -> Metrics:
+        """Metrics of the last update; none before the first."""
+        metrics: Metrics = {}
+        if len(self.replay) >= self.config.learning_starts:
+            for _ in range(self.config.updates):
+                metrics = self.learner.update(self.replay.sample(self.config.batch_size, self.generator))
+                self.state.updates += 1
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "counters": asdict(self.state),
+            "env": where(self.env),
+            "replay": self.replay.state_dict(),
+            "stats": self.stats.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.roll_back(state)
+        self.obs = continued(self.env, state["env"], self.run)
+
+    def roll_back(self, state: dict[str, Any]) -> None:
+        self.state = OffPolicyState(**state["counters"])
+        self.replay.load_state_dict(state["replay"])
+        self.stats = RolloutStats(**state["stats"])
+        self.obs = None
+
+
+class Speed:
+    """How many of something happen per second, evaluations and checkpoints left out."""
+
+    def __init__(self) -> None:
+        self.amount, self.seconds = 0, 0.0
+
+    def add(self, amount: int, since: float) -> None:
+        """Count what began at the time `since` and is over."""
+        self.amount += amount
+        self.seconds += time.perf_counter() - since
+
+    def read(self) -> float:
+        """Per second since the last `read`."""
+        speed = self.amount / self.seconds
+        self.amount, self.seconds = 0, 0.0
+        return speed
+
+
+def logged(loop: Loop, metrics: Metrics) -> dict[str, float]:
+    """Log an iteration, raise alarms on what its numbers say, and give them on the host."""
+    values = loop.run.log(metrics, step=loop.step)
+    for sentence in (*left_out(values), *loop.learner.worries(values)):
+        loop.run.alarm(sentence)
+    return values
+
+
+def where(env: ChunkEnv) -> Any:
+    """Where the envs are; those of several processes start new episodes."""
+    return None if distributed.active() else env.state()
+
+
+def started(env: ChunkEnv, obs: Obs | None, run: Run, iteration: int) -> Obs:
+    """What the envs show; where they have to start, other episodes after every iteration."""
+    return env.reset(seed=run.config.seed + iteration) if obs is None else obs
+
+
+def continued(env: ChunkEnv, state: Any, run: Run) -> Obs | None:
+    """Bring the envs to where they were; None, with an alarm, where that can't be and new episodes have to start.
+
+    The envs of several processes always start new ones.
+    """
+    obs = None if state is None or distributed.active() else env.restore(state)
+    if obs is None:
+        run.alarm("the envs could not go on where they were: new episodes started")
+    return obs
