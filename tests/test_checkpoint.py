@@ -64,6 +64,20 @@ def test_what_v_predicts_comes_back_and_older_files_do_not_say_it(tmp_path):
         load_checkpoint(path)
 
 
+def test_parts_come_back_by_name_and_an_older_file_has_v_alone_or_none(tmp_path):
+    path = tmp_path / "best_model.pt"
+    parts = {"critic": {"v": torch.ones(2)}, "q": {"q.v": torch.zeros(3), "w": torch.ones(1)}, "empty": {}}
+    saved(path, parts=parts)
+    found = load_checkpoint(path).parts
+    assert {name: sorted(state) for name, state in found.items()} == {"critic": ["v"], "q": ["q.v", "w"], "empty": []}
+    assert all(torch.equal(found[part][name], value) for part in parts for name, value in parts[part].items())
+    tensors, description = unseal(path.read_bytes())
+    older = {name: value for name, value in without_seal(description).items() if name != "parts"}
+    for has_critic, names in ((True, ["critic"]), (False, [])):
+        path.write_bytes(seal(tensors, older | {"has_critic": has_critic}))
+        assert list(load_checkpoint(path).parts) == names
+
+
 def test_what_is_missing_is_named_with_the_stage_that_makes_it(tmp_path):
     for path in (tmp_path, tmp_path / "none.pt", ""):
         with pytest.raises(UserError, match=r"train_shortcut_flow\.py"):

@@ -5,8 +5,10 @@ On a GPU every such read waits for all work before it, and every operation is a 
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,6 +132,25 @@ def test_a_gradient_step_of_the_mlp_stays_in_its_budget():
     agent = make_agent()
     learner, rows = PPO(agent, agent.config), filled(agent).flat()
     assert watched(lambda: learner.step(rows)).total <= 370
+
+
+def test_a_reader_follows_an_update_through_few_frames(monkeypatch):
+    # from PPO.update to the network: the way to what scores the chain is what algorithms add, 5 frames in 2 files
+    agent = make_agent()
+    learner, buffer, frames = PPO(agent, agent.config), filled(agent), []
+
+    def noted(*args):
+        stack = [frame for frame in inspect.stack() if "/reinflow/" in frame.filename]
+        frames.extend((Path(frame.filename).name, frame.function) for frame in reversed(stack))
+        raise InterruptedError
+
+    monkeypatch.setattr(agent.actor, "steps", noted)
+    with pytest.raises(InterruptedError):
+        learner.update(buffer)
+    assert [name for _, name in frames] == [
+        "update", "<listcomp>", "descend", "add_gradients", "ppo_loss", "chain_moments",
+    ]  # fmt: skip
+    assert {file for file, _ in frames} == {"ppo.py", "chain.py"}
 
 
 def test_the_memory_of_a_gradient_step_is_linear_in_its_rows_and_stays_in_its_budget():

@@ -19,11 +19,13 @@ import torch
 
 import train_shortcut_flow
 from reinflow import interrupts
+from reinflow.checkpoint import MODEL
 from reinflow.cli import parse
 from reinflow.envs.toy import ToyEnv
 from reinflow.errors import UserError
 from reinflow.interrupts import Interrupted
-from reinflow.resumable import latest_training, save_training, states
+from reinflow.resumable import FILES, MANIFEST, latest_training, manifest, save_training, states
+from reinflow.sealed import seal, unseal
 from reinflow.trees import copied, split
 from tests.small import STAGES, demo_file, run_stage
 
@@ -238,3 +240,25 @@ def test_a_state_from_before_updates_of_the_policy_were_counted_goes_on(folder):
     save_training(run, state.training["step"], state)
     run_stage(3, folder, "older", "--resume", str(run), "--total_timesteps", "400")
     assert latest_training(run).training["counters"]["policy_updates"] > 0
+
+
+def as_before_the_trainer(run: Path) -> None:
+    """Rewrite the newest state of Stage 3 as it was when the agent lay beside its optimisers, and V was no part."""
+    state = latest_training(run)
+    learner = dict(state.training["learner"])
+    state.training |= {"agent": learner.pop("agent"), "learner": learner}
+    path = save_training(run, state.training["step"], state)
+    tensors, description = unseal((path / MODEL).read_bytes())
+    description = {name: value for name, value in description.items() if name not in ("parts", "sha256")}
+    (path / MODEL).write_bytes(seal(tensors, description | {"has_critic": True}))
+    contents = {name: (path / name).read_bytes() for name in FILES}
+    (path / MANIFEST).write_bytes(manifest(contents))
+
+
+def test_a_state_from_before_all_loops_had_one_trainer_goes_on_to_the_bit(folder):
+    for name in ("of today", "of then"):
+        run_stage(3, folder, name)
+        if name == "of then":
+            as_before_the_trainer(folder / "runs" / name)
+        run_stage(3, folder, name, "--resume", str(folder / "runs" / name), "--total_timesteps", "480")
+    assert_equal(folder, "of today", "of then")

@@ -210,7 +210,7 @@ class Offline:
         if is_due(self.count, self.config.log_freq, self.over):
             metrics = {**distributed.averaged(metrics), "charts/SPS": self.speed.read()}
             values = logged(self, metrics)
-            self.run.progress(self.step, loss=values.get("losses/total"))
+            self.run.progress(self.step, **loss_in(values))
             refuse_to_diverge(values)
 
     def state_dict(self) -> dict[str, Any]:
@@ -386,7 +386,7 @@ class OffPolicy:
             more = {"charts/SPS": self.speed.read(), "charts/iteration": self.count, "charts/replay": len(self.replay)}
             values = logged(self, {**metrics, **self.stats.metrics(), **more})
             self.stats = RolloutStats()
-            self.run.progress(self.step, loss=values.get("losses/total"))
+            self.run.progress(self.step, **loss_in(values))
             refuse_to_diverge(values)
 
     @torch.no_grad()
@@ -453,6 +453,11 @@ def logged(loop: Loop, metrics: Metrics) -> dict[str, float]:
     for sentence in (*left_out(values), *loop.learner.worries(values)):
         loop.run.alarm(sentence)
     return values
+
+
+def loss_in(values: dict[str, float]) -> dict[str, float]:
+    """What the progress line shows of logged numbers, where a learner has one loss."""
+    return {"loss": values["losses/total"]} if "losses/total" in values else {}
 
 
 def where(env: ChunkEnv) -> Any:

@@ -8,6 +8,7 @@ from itertools import combinations
 import pytest
 import torch
 
+from nets.critic import QEnsemble
 from reinflow.algos.critics import CriticConfig, Critics, expected_minimum, expectile_loss, td_target
 
 
@@ -37,6 +38,25 @@ def test_the_expectile_loss_is_least_at_the_expectile():
         expectile_loss(torch.tensor([0.0, 1.0]), value.expand(2), 0.7).backward()
         optimizer.step()
     assert value.item() == pytest.approx(0.7, abs=1e-4)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_an_ensemble_is_made_of_its_state_alone(depth):
+    ensemble = QEnsemble(5, 6, num_qs=3, hidden_dim=8, depth=depth)
+    again = QEnsemble.from_state(ensemble.state_dict(), cond_dim=5)
+    cond, chunk = torch.randn(4, 5), torch.randn(4, 6)
+    assert torch.equal(again(cond, chunk), ensemble(cond, chunk))
+
+
+def test_a_checkpoint_has_the_qs_that_v_was_fitted_to_in_units_of_the_reward():
+    critics = make_critics(reward_scale=20.0)
+    critics.update(**batch())
+    cond, action = torch.randn(7, 2), torch.rand(7, 3)
+    q = QEnsemble.from_state(critics.unscaled_q().state_dict(), cond_dim=2)
+    torch.testing.assert_close(20 * q(cond, action), critics.target_q(cond, action))
+    # the mean minimum over pairs of them, less V, is the advantage that weighted the policy
+    advantage = 20 * (expected_minimum(q(cond, action), 2) - critics.unscaled_value()(cond))
+    torch.testing.assert_close(advantage, critics.advantage(cond, action), rtol=1e-4, atol=1e-5)
 
 
 def make_critics(**options: object) -> Critics:
