@@ -276,7 +276,7 @@ class OnPolicy:
         trains_policy = self.learner.begin(self.step)
         self.obs, stats = collect(self.learner, self.env, self.obs, self.generator)
         stats = stats.of_all_processes()
-        if int(stats.broken) == stats.decisions:
+        if int(stats.broken) >= stats.decisions:
             raise Diverged(
                 "no decision of an iteration was usable",
                 "lower the learning rates, and look at the env's observations and rewards",
