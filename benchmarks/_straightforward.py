@@ -102,8 +102,8 @@ def denoising_step(agent: ReinFlowAgent, k: int, x: Tensor, cond: Tensor) -> tup
     actor = agent.actor
     t = torch.full((1,), k / actor.num_steps, device=x.device)
     d = torch.full((1,), 1 / actor.num_steps, device=x.device)
-    velocity, _, std = actor.noisy_net(x, t, d, cond, sample_noise=False)
-    return x + velocity / actor.num_steps, std
+    velocity = agent.policy.avg_velocity(x, t, d, cond)
+    return x + velocity / actor.num_steps, actor.noisy_net.noise_std(t, cond, horizon=x.shape[1])
 
 
 def two_passes(agent: ReinFlowAgent, cond: Tensor, x_0: Tensor, noise: Tensor) -> tuple[Tensor, ...]:

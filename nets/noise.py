@@ -8,7 +8,6 @@ gradient would vanish.
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -17,7 +16,6 @@ from torch.nn import functional as F
 
 from nets.embed import TimeEmbedding
 from nets.mlp import MLP
-from nets.velocity import VelocityNet
 
 DRIVE_LIMIT = 4.0
 """bound on the argument of tanh: sigma keeps 0.03 % of its log-range away from either bound"""
@@ -81,15 +79,33 @@ class ExploreNoiseNet(BoundedStd):
         return self.squash(self.net(torch.cat((time_emb, obs_emb), dim=-1)).unflatten(-1, self.std_shape))
 
 
-class NoisyVelocityUNet1D(nn.Module):
+class StepNoise(nn.Module):
+    """The std of each denoising step's noise, given its time as a number."""
+
+    def __init__(self, explore_noise_net: ExploreNoiseNet, time_embed_dim: int = 64):
+        """`time_embed_dim` is the one that `explore_noise_net` was made for."""
+        super().__init__()
+        self.explore_noise_net = explore_noise_net
+        self.time_embedding = TimeEmbedding(time_embed_dim, hidden_factor=2)
+
+    def noise_std(self, t: Float[Tensor, "b_or_1"], obs: Float[Tensor, "b z"], horizon: int) -> Float[Tensor, "b h a"]:
+        """At time `t`; independent of the sample, so it needs no velocity."""
+        std = self.explore_noise_net(self.time_embedding(t).expand(len(obs), -1), obs)
+        return std if std.dim() == 3 else std.unsqueeze(1).expand(-1, horizon, -1)
+
+    def noise_stds(self, t: Float[Tensor, "k"], obs: Float[Tensor, "b z"], horizon: int) -> Float[Tensor, "b k h a"]:
+        """`noise_std` at each of k times."""
+        time_emb = self.time_embedding(t).expand(len(obs), -1, -1)
+        std = self.explore_noise_net(time_emb, obs.unsqueeze(1).expand(-1, len(t), -1))
+        return std if std.dim() == 4 else std.unsqueeze(2).expand(-1, -1, horizon, -1)
+
+
+class NoisyVelocityUNet1D(StepNoise):
     """A velocity net of any kind together with its exploration noise."""
 
     def __init__(self, base_net: nn.Module, explore_noise_net: ExploreNoiseNet, time_embed_dim: int = 64):
-        """`time_embed_dim` is the one that `explore_noise_net` was made for; `grid` needs a base net with one."""
-        super().__init__()
+        super().__init__(explore_noise_net, time_embed_dim)
         self.base_net = base_net
-        self.explore_noise_net = explore_noise_net
-        self.time_embedding = TimeEmbedding(time_embed_dim, hidden_factor=2)
 
     def forward(
         self,
@@ -107,20 +123,3 @@ class NoisyVelocityUNet1D(nn.Module):
             return velocity, torch.zeros_like(x), std
         eps = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         return velocity, std * eps, std
-
-    def noise_std(self, t: Float[Tensor, "b_or_1"], obs: Float[Tensor, "b z"], horizon: int) -> Float[Tensor, "b h a"]:
-        """Std of the noise at time `t`; independent of the sample, so it needs no velocity."""
-        std = self.explore_noise_net(self.time_embedding(t).expand(len(obs), -1), obs)
-        return std if std.dim() == 3 else std.unsqueeze(1).expand(-1, horizon, -1)
-
-    def grid(
-        self, x: Float[Tensor, "b k h a"], t: Float[Tensor, "k"], d: Float[Tensor, "k"], obs: Float[Tensor, "b z"]
-    ) -> tuple[Float[Tensor, "b k h a"], Float[Tensor, "b k h a"]]:
-        """Velocity and std of the noise of every chain state at its own time, as `VelocityNet.grid`."""
-        return cast(VelocityNet, self.base_net).grid(x, t, d, obs), self.noise_stds(t, obs, horizon=x.shape[2])
-
-    def noise_stds(self, t: Float[Tensor, "k"], obs: Float[Tensor, "b z"], horizon: int) -> Float[Tensor, "b k h a"]:
-        """`noise_std` at each of k times."""
-        time_emb = self.time_embedding(t).expand(len(obs), -1, -1)
-        std = self.explore_noise_net(time_emb, obs.unsqueeze(1).expand(-1, len(t), -1))
-        return std if std.dim() == 4 else std.unsqueeze(2).expand(-1, -1, horizon, -1)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from reinflow.policies.transition import Transition
 
 Obs = dict[str, Tensor]
 """Observation history, oldest first:
@@ -221,6 +224,10 @@ class ChunkEnv(Protocol):
     def close(self) -> None: ...
 
 
+Centres = Tensor | dict[str, Tensor]
+"""Of every step of a chain: means (b k h a), or `means` (b k m h a) and `log_weights` (b k m) of a mixture's modes."""
+
+
 @dataclass
 class Decision:
     """What a learner chose to do for every env."""
@@ -237,7 +244,7 @@ class Chain:
 
     states: Float[Tensor, "b k1 h a"]
     """x_0 .. x_K; x_K is the unclipped, normalised action chunk"""
-    means: Float[Tensor, "b k h a"]
+    means: Centres
     stds: Float[Tensor, "b k h a"]
     """std of x_{k+1} around `means`; may be broadcast along h"""
     log_prob: Float[Tensor, "b"]
@@ -271,16 +278,13 @@ class Samplable(Protocol):
     ) -> Float[Tensor, "b h a"]: ...
 
 
-Kernel = Callable[[int, Tensor], tuple[Tensor, Tensor]]
-"""(k, x_k) -> mean and std of x_{k+1}, (b h a) each"""
+Kernel = Callable[[int, Tensor], "Transition"]
+"""(k, x_k) -> how x_{k+1} is drawn"""
 
 
 @runtime_checkable
 class Stochastic(Protocol):
-    """A chain of Gaussian kernels with a density and a learned std.
-
-    Asked for by PPO; flows offer it through `NoisyFlow`, Gaussians natively.
-    """
+    """A chain of kernels with a density and a learned std: what a policy's `chain` gives. Asked for by PPO."""
 
     num_steps: int
 
@@ -304,8 +308,6 @@ class Stochastic(Protocol):
         """How each step of a chain is drawn; all that does not depend on its states is computed here, once."""
         ...
 
-    def steps(
-        self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]
-    ) -> tuple[Float[Tensor, "b k h a"], Float[Tensor, "b k h a"]]:
+    def steps(self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]) -> Transition:
         """The kernel at x_0 .. x_{K-1} of given chains, at once: K folds into the batch."""
         ...

@@ -15,7 +15,7 @@ from torch import Tensor
 from reinflow import distributed
 from reinflow.algos.advantages import gae
 from reinflow.trees import mapped
-from reinflow.types import Obs
+from reinflow.types import Centres, Obs
 
 Rows = dict[str, Any]
 """tensors by name; `obs` may be a dict of them"""
@@ -80,7 +80,7 @@ class RolloutBuffer:
         executed: Tensor | None = None,
         terminated: Bool[Tensor, "n"] | None = None,
         final_value: Float[Tensor, "n"] | None = None,
-        means: Float[Tensor, "n k h a"] | None = None,
+        means: Centres | None = None,
         stds: Float[Tensor, "n k h a"] | None = None,
         critic_obs: Float[Tensor, "n p"] | None = None,
     ) -> None:

@@ -7,7 +7,6 @@ from nets.preact import PreactMLPConfig
 from nets.transformer import TransformerConfig
 from nets.vision import PlainConv, ResNet18
 from nets.vit import ViT
-from reinflow.errors import UserError
 from reinflow.policies.backbones import MLPConfig, UNetConfig, dit, mlp, preact, transformer, unet
 from reinflow.policies.base import Policy
 from reinflow.policies.flow import FlowConfig, FlowPolicy
@@ -41,15 +40,8 @@ def build_policy(spec: PolicySpec) -> Policy:
 
 
 def make_stochastic(policy: Policy, num_steps: int, config: NoiseNetConfig | None = None) -> Stochastic:
-    """What PPO fine-tunes: a flow gets learned noise, a policy with a density of its own stays as it is."""
-    if isinstance(policy, FlowPolicy):
-        return NoisyFlow(policy, num_steps, config)
-    if isinstance(policy, Stochastic):
-        return policy
-    raise UserError(
-        f"PPO needs a Stochastic policy, got {type(policy).__name__}: "
-        "give it what reinflow.types.Stochastic lists, or derive it from FlowPolicy"
-    )
+    """What PPO fine-tunes: the chain of the policy's family. UserError where it has none."""
+    return policy.chain(num_steps, config or NoiseNetConfig())
 
 
 __all__ = [

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from nets.normalize import MinMaxNormalizer
+from reinflow.errors import UserError
 from reinflow.policies.encoder import ObsEncoder
 from reinflow.policies.spec import PolicySpec
-from reinflow.types import Obs
+from reinflow.types import Obs, Stochastic
+
+if TYPE_CHECKING:
+    from reinflow.policies.noisy import NoiseNetConfig
 
 
 class Policy(nn.Module):
@@ -71,6 +77,16 @@ class Policy(nn.Module):
         self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"], num_steps: int | None = None
     ) -> Float[Tensor, "b h a"]:
         raise NotImplementedError
+
+    def chain(self, num_steps: int, config: NoiseNetConfig) -> Stochastic:
+        """How it explores, in `num_steps` denoising steps where it has several: what PPO fine-tunes.
+
+        It shares the policy's network, so training it trains the policy. UserError where a family has none.
+        """
+        raise UserError(
+            f"PPO needs a Stochastic policy, got {type(self).__name__}: "
+            "give it a chain(num_steps, config), or derive it from FlowPolicy"
+        )
 
     def steps_warning(self, num_steps: int) -> str | None:
         """A sentence where sampling in this many steps costs accuracy that another number keeps, else None."""

@@ -5,16 +5,14 @@ Every function takes any `Stochastic`, so PPO never learns which family it train
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from reinflow.types import Chain, Stochastic
-
-LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+from reinflow.policies.transition import LOG_SQRT_2PI, Transition, scored_sum
+from reinflow.types import Centres, Chain, Stochastic
 
 
 def scored_dims(
@@ -67,55 +65,43 @@ def denoise(
 ) -> Chain:
     """The chain that standard normal `noise` draws from x_0: nothing is random here, so it can be replayed."""
     kernel = actor.kernel(cond)
-    x = x_0
-    states, means, stds = [x], [], []
+    states, steps = [x_0], []
     for k, eps in enumerate(noise):
-        mean, std = kernel(k, x)
-        x = mean + std * eps
-        states.append(x)
-        means.append(mean)
-        stds.append(std)
-    drawn = torch.stack(states, 1), torch.stack(means, 1), torch.stack(stds, 1)
-    return Chain(*drawn, log_prob=chain_log_prob(*drawn, scored))
+        steps.append(kernel(k, states[-1]))
+        states.append(steps[-1].draw(states[-1], eps))
+    drawn, law = torch.stack(states, 1), Transition.stacked(steps)
+    return Chain(drawn, law.centres, law.stds, log_prob=law.log_prob(drawn[:, 1:], scored))
 
 
 def chain_moments(
     actor: Stochastic, states: Float[Tensor, "b k1 h a"], cond: Float[Tensor, "b z"]
-) -> tuple[Float[Tensor, "b k h a"], Float[Tensor, "b k h a"]]:
+) -> tuple[Centres, Float[Tensor, "b k h a"]]:
     """Means and stds of every step of given chains, K folded into the batch: one forward of b*K rows."""
-    return actor.steps(states[:, :-1], cond)
+    law = actor.steps(states[:, :-1], cond)
+    return law.centres, law.stds
 
 
 def chain_log_prob(
     states: Float[Tensor, "b k1 h a"],
-    means: Float[Tensor, "b k h a"],
+    means: Centres,
     stds: Float[Tensor, "b k h a"],
     scored: Bool[Tensor, "k h a"],
 ) -> Float[Tensor, "b"]:
-    """Sum over scored dims of log N(x_{k+1}; mean_k, std_k)."""
-    z = (states[:, 1:] - means) / stds
-    log_density = -0.5 * z.square() - stds.log() - LOG_SQRT_2PI
-    return scored_sum(log_density, scored)
+    """Sum over scored dims of log N(x_{k+1}; mean_k, std_k), or of a mixture's log-density."""
+    return Transition.of(means, stds).log_prob(states[:, 1:], scored)
 
 
 def joint_kl(
-    old_means: Float[Tensor, "b k h a"],
+    old_means: Centres,
     old_stds: Float[Tensor, "b k h a"],
-    means: Float[Tensor, "b k h a"],
+    means: Centres,
     stds: Float[Tensor, "b k h a"],
     scored: Bool[Tensor, "k h a"],
 ) -> Float[Tensor, "b"]:
-    """KL(old || new) of the scored dims along old chains, in nats, from the closed form of the Gaussians."""
-    ratio = old_stds / stds
-    kl = 0.5 * (ratio.square() + ((old_means - means) / stds).square() - 1) - ratio.log()
-    return scored_sum(kl, scored)
+    """KL(old || new) of the scored dims along old chains, in nats, in closed form."""
+    return Transition.of(old_means, old_stds).kl(Transition.of(means, stds), scored)
 
 
 def chain_entropy(stds: Float[Tensor, "b k h a"], scored: Bool[Tensor, "k h a"]) -> Float[Tensor, "b"]:
-    """Differential entropy per scored dim, mean, in nats."""
-    entropy = stds.log() + 0.5 + LOG_SQRT_2PI
-    return scored_sum(entropy, scored) / scored.sum()
-
-
-def scored_sum(values: Float[Tensor, "b k h a"], scored: Bool[Tensor, "k h a"]) -> Float[Tensor, "b"]:
-    return (values * scored).sum((1, 2, 3))
+    """Differential entropy per scored dim, mean, in nats; of a mixture once its modes are known, which is less."""
+    return scored_sum(stds.log() + 0.5 + LOG_SQRT_2PI, scored) / scored.sum()

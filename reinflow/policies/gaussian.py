@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from nets.noise import BoundedStd
 from reinflow.errors import UserError
 from reinflow.policies.base import Policy
+from reinflow.policies.noisy import NoiseNetConfig
 from reinflow.policies.parts import FamilyConfig
 from reinflow.policies.spec import PolicySpec
+from reinflow.policies.transition import Transition
 from reinflow.types import Kernel
 
 
@@ -57,19 +59,20 @@ class Gaussian(Policy):
         """The mean; a Gaussian has no use for `noise` and steps when it does not explore."""
         return self.mean(cond)
 
+    def chain(self, num_steps: int, config: NoiseNetConfig) -> Gaussian:
+        """Itself: it has one step, and a std of its own."""
+        return self
+
     def start(self, cond: Float[Tensor, "b z"], generator: torch.Generator | None = None) -> Float[Tensor, "b h a"]:
         return cond.new_zeros(len(cond), *self.spec.chunk_shape)
 
     def kernel(self, cond: Float[Tensor, "b z"]) -> Kernel:
         mean = self.mean(cond)
         std = self.std_bounds.squash(self.std_drive).expand(mean.shape)
-        return lambda k, x: (mean, std)
+        return lambda k, x: Transition(mean, std)
 
-    def steps(
-        self, x: Float[Tensor, "b 1 h a"], cond: Float[Tensor, "b z"]
-    ) -> tuple[Float[Tensor, "b 1 h a"], Float[Tensor, "b 1 h a"]]:
-        mean, std = self.kernel(cond)(0, x[:, 0])
-        return mean.unsqueeze(1), std.unsqueeze(1)
+    def steps(self, x: Float[Tensor, "b 1 h a"], cond: Float[Tensor, "b z"]) -> Transition:
+        return Transition.stacked([self.kernel(cond)(0, x[:, 0])])
 
     def set_noise_bounds_(self, min_std: float, max_std: float) -> None:
         """Bounds of the std in normalised action units, in place."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nets.noise import ExploreNoiseNet, NoisyVelocityUNet1D
-from reinflow.policies.flow import FlowPolicy, time_grid
+from nets.noise import ExploreNoiseNet, StepNoise
+from reinflow.policies.times import time_grid
+from reinflow.policies.transition import Transition
 from reinflow.types import Kernel
+
+if TYPE_CHECKING:
+    from reinflow.policies.flow import FlowPolicy
 
 TIME_EMBED_DIM = 64
 
@@ -29,9 +34,8 @@ class NoiseNetConfig:
 class NoisyFlow(nn.Module):
     """Stochastic; shares the flow's network, so training it trains `policy`."""
 
-    def __init__(self, policy: FlowPolicy, num_steps: int, config: NoiseNetConfig | None = None):
+    def __init__(self, policy: FlowPolicy, num_steps: int, config: NoiseNetConfig):
         super().__init__()
-        config = config or NoiseNetConfig()
         spec = policy.spec
         self.policy = policy
         self.num_steps = num_steps
@@ -42,25 +46,25 @@ class NoisyFlow(nn.Module):
             hidden_dim=config.noise_hidden_dim,
             horizon=spec.pred_horizon if config.noise_per_position else None,
         )
-        self.noisy_net = NoisyVelocityUNet1D(VelocityOf(policy), noise_net, TIME_EMBED_DIM)
+        self.noisy_net = StepNoise(noise_net, TIME_EMBED_DIM)
 
     def start(self, cond: Float[Tensor, "b z"], generator: torch.Generator | None = None) -> Float[Tensor, "b h a"]:
         return self.policy.initial_noise(len(cond), generator)
 
     def kernel(self, cond: Float[Tensor, "b z"]) -> Kernel:
-        """Mean x + v/K and the learned std, on the grid that `sample` uses."""
-        times, d = time_grid(self.num_steps, cond.device)
-        velocity = self.policy.velocity_at(times, torch.full_like(times, d), cond)
-        stds = self.noisy_net.noise_stds(times, cond, self.policy.spec.pred_horizon).unbind(1)
-        return lambda k, x: (x + d * velocity(k, x), stds[k])
+        """The flow's own step and the learned std, on the grid that `sample` uses."""
+        mean = self.policy.step_means(cond, self.num_steps)
+        stds = self.stds(cond).unbind(1)
+        return lambda k, x: Transition(mean(k, x), stds[k])
 
-    def steps(
-        self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]
-    ) -> tuple[Float[Tensor, "b k h a"], Float[Tensor, "b k h a"]]:
+    def steps(self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]) -> Transition:
         """All steps at once, in one forward of b*k rows."""
-        times, d = time_grid(self.num_steps, x.device)
-        velocity, std = self.noisy_net.grid(x, times, torch.full_like(times, d), cond)
-        return x + d * velocity, std
+        return Transition(self.policy.all_step_means(x, cond), self.stds(cond))
+
+    def stds(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b k h a"]:
+        """Of every step."""
+        times, _ = time_grid(self.num_steps, cond.device)
+        return self.noisy_net.noise_stds(times, cond, self.policy.spec.pred_horizon)
 
     def set_noise_bounds_(self, min_std: float, max_std: float) -> None:
         """Bounds of every step's std in normalised action units, in place."""
@@ -73,21 +77,3 @@ class NoisyFlow(nn.Module):
     def noise_parameters(self) -> Iterator[nn.Parameter]:
         yield from self.noisy_net.explore_noise_net.parameters()
         yield from self.noisy_net.time_embedding.parameters()
-
-
-class VelocityOf(nn.Module):
-    """A family's average velocity as a network, without owning its parameters a second time."""
-
-    def __init__(self, policy: FlowPolicy):
-        super().__init__()
-        self._policy = (policy,)
-
-    def forward(
-        self, x: Float[Tensor, "b h a"], t: Float[Tensor, "b"], d: Float[Tensor, "b"], cond: Float[Tensor, "b z"]
-    ) -> Float[Tensor, "b h a"]:
-        return self._policy[0].avg_velocity(x, t, d, cond)
-
-    def grid(
-        self, x: Float[Tensor, "b k h a"], t: Float[Tensor, "k"], d: Float[Tensor, "k"], cond: Float[Tensor, "b z"]
-    ) -> Float[Tensor, "b k h a"]:
-        return self._policy[0].avg_velocity_grid(x, t, d, cond)

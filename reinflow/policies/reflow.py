@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reinflow.policies.flow import FlowPolicy, interpolate
+from reinflow.policies.flow import FlowPolicy
+from reinflow.policies.times import interpolate
 
 
 class ReFlow(FlowPolicy):

@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from reinflow.errors import UserError
-from reinflow.policies.flow import FlowConfig, FlowPolicy, interpolate
+from reinflow.policies.flow import FlowConfig, FlowPolicy
 from reinflow.policies.spec import PolicySpec
+from reinflow.policies.times import TimeSampling, interpolate, sampled_times
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ShortcutConfig(FlowConfig):
     """compare average velocities, or the endpoints they lead to (weights an error by d^2)"""
     teacher_steps: int = 2
     """teacher steps that make up one student step"""
-    t_sampling: Literal["uniform", "logitnormal", "beta"] = "uniform"
+    t_sampling: TimeSampling = "uniform"
     """distribution of t on flow rows"""
 
     def __post_init__(self) -> None:
@@ -90,7 +91,7 @@ class Shortcut(FlowPolicy):
         rows = round(len(chunk) * self.config.self_consistency_k)
         x_0 = torch.randn_like(chunk)
         steps, t_boot = self.bootstrap_times(rows, chunk.device)
-        t = torch.cat((t_boot, self.flow_times(len(chunk) - rows, chunk.device)))
+        t = torch.cat((t_boot, sampled_times(self.config.t_sampling, (len(chunk) - rows,), chunk.device)))
         d = torch.cat((1.0 / steps, torch.zeros_like(t[rows:])))
         x_t = interpolate(x_0, chunk, t)
         target = chunk - x_0
@@ -104,14 +105,6 @@ class Shortcut(FlowPolicy):
         if self.config.target_mode == "endpoint":
             weight[:rows] *= d[:rows].square()
         return weight * error
-
-    def flow_times(self, rows: int, device: torch.device) -> Float[Tensor, "b"]:
-        """t of the flow rows, in [0, 1]."""
-        if self.config.t_sampling == "logitnormal":
-            return torch.randn(rows, device=device).sigmoid()
-        u = torch.rand(rows, device=device)
-        # Beta(1, 1.5) by its inverse distribution function: more weight near the noise, as pi0 trains
-        return 1 - (1 - u) ** (1 / 1.5) if self.config.t_sampling == "beta" else u
 
     def bootstrap_times(self, rows: int, device: torch.device) -> tuple[Int[Tensor, "b"], Float[Tensor, "b"]]:
         """Numbers of student steps 1/d, and times t on each d's own grid, so that t + d <= 1."""

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
+from operator import itemgetter
 
 import pytest
 import torch
 
-from reinflow.policies import FAMILIES, NETS, FlowPolicy, NoiseNetConfig, make_stochastic
+from reinflow.policies import FAMILIES, NETS, NoiseNetConfig, make_stochastic
 from reinflow.policies.chain import (
     chain_entropy,
     chain_log_prob,
     chain_moments,
+    denoise,
     joint_kl,
     sample_chain,
     scored_dims,
 )
+from reinflow.policies.transition import Transition
+from reinflow.trees import mapped
 
-CHAINS = [
-    (name, k) for name in FAMILIES for k in ((1, 2, 4, 8) if issubclass(FAMILIES[name].build, FlowPolicy) else (1,))
-]
+CHAINS = [(family, num_steps) for family in FAMILIES for num_steps in (1, 4, 8)]
 every_chain = pytest.mark.parametrize(("family", "num_steps"), CHAINS)
+every_normal_chain = pytest.mark.parametrize(("family", "num_steps"), [pair for pair in CHAINS if pair[0] != "gmm"])
 every_net = pytest.mark.parametrize("net", NETS)
 
 
@@ -130,10 +133,10 @@ def test_folding_k_into_the_batch_equals_the_loop_over_k(make_actor, family, num
     actor = make_actor(family, num_steps, net)
     chain, cond, _ = drawn(actor)
     means, stds = chain_moments(actor, chain.states, cond)
-    for k in range(num_steps):
-        mean, std = actor.kernel(cond)(k, chain.states[:, k])
-        torch.testing.assert_close(means[:, k], mean, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(stds[:, k], std, rtol=1e-5, atol=1e-6)
+    for k in range(actor.num_steps):
+        step = actor.kernel(cond)(k, chain.states[:, k])
+        torch.testing.assert_close(mapped(means, itemgetter((slice(None), k))), step.centres, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(stds[:, k], step.stds, rtol=1e-5, atol=1e-6)
 
 
 @every_chain
@@ -145,17 +148,17 @@ def test_scoring_costs_one_forward_pass(make_actor, family, num_steps):
     velocity = policy.net.velocity
     policy.net.velocity = lambda sample, features: batches.append(len(sample)) or velocity(sample, features)
     chain_moments(actor, chain.states, cond)
-    assert batches == [16 * num_steps]
+    assert batches == [16 * actor.num_steps]
 
 
-@every_chain
+@every_normal_chain
 def test_states_are_means_plus_std_times_the_drawn_noise(make_actor, family, num_steps):
     actor = make_actor(family, num_steps)
     chain, cond, scored = drawn(actor)
     generator = torch.Generator().manual_seed(0)
     assert torch.equal(chain.states[:, 0], actor.start(cond, generator))
     log_prob = torch.zeros(16)
-    for k in range(num_steps):
+    for k in range(actor.num_steps):
         eps = torch.randn(16, 8, 3, generator=generator)
         torch.testing.assert_close(chain.states[:, k + 1], chain.means[:, k] + chain.stds[:, k] * eps)
         density = -0.5 * eps.square() - chain.stds[:, k].log() - 0.5 * math.log(2 * math.pi)
@@ -192,10 +195,65 @@ def test_equal_generators_draw_equal_chains(make_actor):
 
 
 @every_chain
-def test_sampling_is_the_chain_whose_std_goes_to_zero(make_actor, family, num_steps):
+def test_sampling_is_the_chain_whose_learned_std_goes_to_zero_and_whose_other_noise_is_x_0(
+    make_actor, family, num_steps
+):
     actor = make_actor(family, num_steps)
     actor.set_noise_bounds_(1e-9, 1e-9)
-    chain, cond, _ = drawn(actor)
     policy = getattr(actor, "policy", actor)
-    chunk = policy.sample(cond, chain.states[:, 0], num_steps=num_steps)
+    cond, x_0 = torch.randn(16, policy.spec.cond_dim), policy.initial_noise(16)
+    scored = scored_dims(actor.num_steps, 8, policy.spec.executed, ALL_VARY)
+    chain = denoise(actor, cond, x_0, x_0.expand(actor.num_steps, *x_0.shape), scored)
+    chunk = policy.sample(cond, x_0, num_steps=num_steps)
     torch.testing.assert_close(chain.chunk, chunk, rtol=1e-5, atol=1e-5)
+
+
+def a_mixture(rows=6, steps=1, modes=3):
+    means, stds = torch.randn(rows, steps, modes, 8, 3), 0.1 + torch.rand(rows, steps, 8, 3)
+    return Transition(means, stds, torch.randn(rows, steps, modes).log_softmax(-1))
+
+
+def test_log_prob_of_a_mixture_is_that_of_torch_distributions_over_the_scored_dims():
+    law, x = a_mixture(), torch.randn(6, 1, 8, 3)
+    scored = scored_dims(1, 8, slice(1, 5), torch.tensor([True, False, True]))
+    kept = [tensor[..., scored[0]] for tensor in (law.means[:, 0], law.stds, x[:, 0])]  # flat: (6 3 n), (6 1 n), (6 n)
+    modes = torch.distributions.Independent(torch.distributions.Normal(kept[0], kept[1].expand_as(kept[0])), 1)
+    weights = torch.distributions.Categorical(logits=law.log_weights[:, 0])
+    expected = torch.distributions.MixtureSameFamily(weights, modes).log_prob(kept[2])
+    torch.testing.assert_close(law.log_prob(x, scored), expected)
+
+
+def test_kl_of_a_mixture_by_hand():
+    # weights (1/4, 3/4) to (1/2, 1/2): .25 log .5 + .75 log 1.5 = .1308; modes N(0, 1) to N(1, 1) in both: .5
+    old = Transition(torch.zeros(1, 1, 2, 1, 1), torch.ones(1, 1, 1, 1), torch.tensor([[[0.25, 0.75]]]).log())
+    new = Transition(torch.ones(1, 1, 2, 1, 1), torch.ones(1, 1, 1, 1), torch.tensor([[[0.5, 0.5]]]).log())
+    kl = old.kl(new, torch.ones(1, 1, 1).bool())
+    torch.testing.assert_close(kl, torch.tensor([0.25 * math.log(0.5) + 0.75 * math.log(1.5) + 0.5]))
+
+
+def test_kl_of_a_mixture_is_no_less_than_that_of_its_density():
+    old, new, scored = a_mixture(1), a_mixture(1), torch.ones(1, 8, 3).bool()
+    x = torch.randn(20_000, 8, 3)
+    law = Transition(*(value[:, 0].expand(20_000, *value.shape[2:]) for value in vars(old).values()))
+    drawn = law.draw(x, torch.randn_like(x)).unsqueeze(1)
+    estimate = (old.log_prob(drawn, scored) - new.log_prob(drawn, scored)).mean()
+    assert 0 < estimate < 1.01 * old.kl(new, scored).item()
+
+
+def test_standard_normal_x_chooses_modes_by_their_weights_and_0_the_likeliest():
+    # 40,000 draws: the std of a share is at most .0025
+    weights, rows = torch.tensor([0.1, 0.6, 0.3]), 40_000
+    means = torch.arange(3.0).reshape(1, 3, 1, 1).expand(rows, 3, 8, 3)
+    law = Transition(means, torch.ones(rows, 8, 3), weights.log().expand(rows, 3))
+    chosen = law.mean_from(torch.randn(rows, 8, 3))[:, 0, 0].long()
+    torch.testing.assert_close(chosen.bincount(minlength=3) / rows, weights, rtol=0, atol=0.01)
+    assert (law.mean_from(torch.zeros(rows, 8, 3)) == 1).all()
+
+
+def test_a_mixture_of_one_mode_is_a_normal_distribution():
+    one, other = (a_mixture(steps=2, modes=1) for _ in range(2))
+    plain, plain_other = (Transition(law.means[:, :, 0], law.stds) for law in (one, other))
+    scored = scored_dims(2, 8, slice(1, 5), ALL_VARY)
+    x = torch.randn(6, 2, 8, 3)
+    torch.testing.assert_close(one.log_prob(x, scored), plain.log_prob(x, scored))
+    torch.testing.assert_close(one.kl(other, scored), plain.kl(plain_other, scored))

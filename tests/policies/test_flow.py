@@ -8,7 +8,7 @@ import torch
 from nets.velocity import VelocityNet
 from reinflow.policies import ReFlow, Shortcut, make_stochastic
 from reinflow.policies.chain import sample_chain, scored_dims
-from reinflow.policies.flow import interpolate, time_grid
+from reinflow.policies.times import interpolate, time_grid
 
 
 class Recorder(VelocityNet):

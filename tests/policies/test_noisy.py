@@ -15,7 +15,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 def std_of(actor, rows=4):
     policy = getattr(actor, "policy", actor)
     cond = torch.randn(rows, policy.spec.cond_dim)
-    return actor.kernel(cond)(0, actor.start(cond))[1]
+    return actor.kernel(cond)(0, actor.start(cond)).stds
 
 
 @every_family
@@ -80,7 +80,7 @@ def test_a_flow_and_its_noisy_form_share_one_network(make_policy):
     with torch.no_grad():
         policy.net.out[-1].bias.add_(1.0)
     cond, x = torch.randn(4, 10), torch.randn(4, 8, 3)
-    mean, _ = actor.kernel(cond)(0, x)
+    mean = actor.kernel(cond)(0, x).means
     t = torch.zeros(4)
     torch.testing.assert_close(mean, x + policy.avg_velocity(x, t, t + 0.25, cond) / 4)
 
@@ -89,11 +89,11 @@ def test_a_copy_is_independent_of_the_original(make_policy):
     actor = make_stochastic(make_policy("shortcut"), 4)
     other = copy.deepcopy(actor)
     cond, x = torch.randn(4, 10), torch.randn(4, 8, 3)
-    before = actor.kernel(cond)(0, x)[0]
+    before = actor.kernel(cond)(0, x).means
     with torch.no_grad():
         other.policy.net.out[-1].bias.add_(1.0)
-    assert torch.equal(actor.kernel(cond)(0, x)[0], before)
-    torch.testing.assert_close(other.kernel(cond)(0, x)[0], before + 0.25)  # v + 1, times d = 1/4
+    assert torch.equal(actor.kernel(cond)(0, x).means, before)
+    torch.testing.assert_close(other.kernel(cond)(0, x).means, before + 0.25)  # v + 1, times d = 1/4
 
 
 def test_exploration_noise_is_off_when_a_policy_acts(make_policy):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from reinflow.errors import UserError
-from reinflow.policies import FAMILIES, NETS, FlowPolicy, Policy, PolicySpec, build_policy, make_stochastic
+from reinflow.policies import FAMILIES, NETS, Policy, PolicySpec, build_policy, make_stochastic
 from reinflow.policies.encoder import ObsEncoder
 from reinflow.types import Regressable, Samplable, Stochastic
 
@@ -59,14 +59,13 @@ def test_a_samplable_policy_is_a_differentiable_function_of_its_noise_and_condit
 @every_policy
 def test_every_family_becomes_stochastic_for_ppo(make_policy, family, net):
     policy = make_policy(family, net)
-    assert isinstance(policy, Stochastic) != isinstance(policy, FlowPolicy)  # flows need learned noise around them
     actor = make_stochastic(policy, num_steps=4)
     assert isinstance(actor, Stochastic)
     cond = torch.randn(6, policy.spec.cond_dim)
     x = actor.start(cond)
-    mean, std = actor.kernel(cond)(0, x)
-    assert mean.shape == std.shape == x.shape == (6, 8, 3)
-    assert (std > 0).all()
+    step = actor.kernel(cond)(0, x)
+    assert step.draw(x, torch.randn_like(x)).shape == step.mean_from(x).shape == step.stds.shape == x.shape == (6, 8, 3)
+    assert (step.stds > 0).all()
 
 
 def test_a_policy_without_a_chain_is_refused_for_ppo_with_what_to_do(make_spec):

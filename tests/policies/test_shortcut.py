@@ -105,9 +105,9 @@ def test_sampling_and_scoring_in_any_number_of_steps_show_the_next_smaller_step_
             states.append(states[-1] + policy.net(states[-1], t, label, cond) / num_steps)
         torch.testing.assert_close(policy.sample(cond, noise, num_steps), states[-1])
         actor, chain = make_stochastic(policy, num_steps), torch.stack(states, 1)
-        torch.testing.assert_close(actor.steps(chain[:, :-1], cond)[0], chain[:, 1:])
-        mean = actor.kernel(cond)
-        torch.testing.assert_close(mean(num_steps - 1, states[-2])[0], states[-1])
+        torch.testing.assert_close(actor.steps(chain[:, :-1], cond).means, chain[:, 1:])
+        last = actor.kernel(cond)(num_steps - 1, states[-2])
+        torch.testing.assert_close(last.means, states[-1])
 
 
 @pytest.mark.parametrize(
