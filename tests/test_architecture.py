@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "reinflow/policies": CORE | TENSORS | {"nets", "reinflow.policies", "reinflow.flags"},
     "reinflow/algos": CORE
     | TENSORS
-    | {"nets", "reinflow.algos"}
+    | {"nets", "reinflow.algos", "reinflow.flags"}
     | {f"reinflow.policies.{name}" for name in ("base", "chain", "ema")},
     "reinflow/agent.py": TENSORS
     | {"nets", "reinflow.algos", "reinflow.checkpoint", "reinflow.errors", "reinflow.policies", "reinflow.types"},

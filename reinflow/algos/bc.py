@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,8 +13,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from nets.vision import random_shift
 from reinflow import distributed
+from reinflow.algos.dispersive import Dispersed, DispersiveConfig
 from reinflow.algos.guard import StepGuard
 from reinflow.errors import UserError
+from reinflow.flags import Flat
 from reinflow.policies.base import Policy
 from reinflow.policies.ema import EMA
 from reinflow.types import Obs, Regressable
@@ -42,6 +44,7 @@ class BCConfig:
     """evaluate encoder and network in bfloat16; weights and the loss itself stay float32"""
     random_shift: int = 4
     """pixels by which the pictures of a row are moved at random; 0 is off"""
+    dispersion: Flat[DispersiveConfig] = field(default_factory=DispersiveConfig)
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> LRScheduler:
@@ -68,6 +71,7 @@ class BehaviorCloning:
             raise UserError(f"behaviour cloning needs a Regressable policy, got {name}: give it a loss(cond, chunk)")
         self.policy = policy
         self.config = config
+        self.regressed = Dispersed(policy, config.dispersion)
         self.ema = EMA(policy, config.ema_decay)
         self.optimizer = torch.optim.AdamW(
             policy.parameters(), lr=config.lr, betas=(0.95, 0.999), weight_decay=config.weight_decay, fused=True
@@ -86,7 +90,7 @@ class BehaviorCloning:
         draws, teacher = self.config.draws, self.ema.module if self.config.use_ema_teacher else None
         with torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.config.bf16):
             cond = self.policy.encode(self.augmented(batch.obs)).float()
-            rows = cast(Regressable, self.policy).loss(cond.repeat(draws, 1), chunk.repeat(draws, 1, 1), teacher)
+            rows = self.regressed.loss(cond.repeat(draws, 1), chunk.repeat(draws, 1, 1), teacher)
         return rows.float().unflatten(0, (draws, -1)).mean(0), cond
 
     def augmented(self, obs: Obs) -> Obs:

@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from reinflow.algos.bc import BCConfig, BehaviorCloning, warmup_cosine
+from reinflow.algos.dispersive import DispersiveConfig
+from reinflow.cli import parse
 from reinflow.errors import UserError
 from reinflow.policies import FAMILIES, Policy
+from train_aw_shortcut_flow import Config as WeightedConfig
+from train_shortcut_flow import Config as CloningConfig
 
 MakePolicy = Callable[..., Policy]
 
@@ -131,3 +135,23 @@ def test_several_draws_for_one_encoding_average_to_the_loss_of_one(make_policy: 
     error = one.std(0) / 64**0.5
     assert ((one.mean(0) - many).abs() < 6 * error).all()
     assert one.std(0).mean() > 3 * (one.mean(0) - many).abs().mean()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_a_dispersive_loss_is_added_to_the_policys_own_and_nothing_at_weight_0(make_policy: MakePolicy, weight):
+    policy = make_policy("reflow")
+    data, dispersion = batch(policy, 32), DispersiveConfig(dispersive="hinge", dispersive_weight=weight)
+    rows = []
+    for config in (BCConfig(), BCConfig(dispersion=dispersion)):
+        torch.manual_seed(1)
+        rows.append(BehaviorCloning(policy, config, total_iters=1).regression(data)[0])
+    more = rows[1] - rows[0]
+    torch.testing.assert_close(more, more[:1].expand(32), rtol=0, atol=1e-5)
+    assert torch.equal(*rows) if weight == 0 else more[0] > 1e-3
+
+
+@pytest.mark.parametrize("config", [CloningConfig, WeightedConfig])
+def test_stages_1_and_2_take_a_dispersive_loss(config):
+    words = "--dispersive infonce_l2 --dispersive_weight .1 --dispersive_temperature .3 --dispersive_layer late"
+    chosen = parse(config, words.split()).bc.dispersion
+    assert chosen == DispersiveConfig("infonce_l2", 0.1, 0.3, dispersive_layer="late")
