@@ -10,9 +10,13 @@ from nets.vit import ViT
 from reinflow.policies.backbones import MLPConfig, UNetConfig, dit, mlp, preact, transformer, unet
 from reinflow.policies.base import Policy
 from reinflow.policies.flow import FlowConfig, FlowPolicy
-from reinflow.policies.gaussian import Gaussian, GaussianConfig
+from reinflow.policies.gaussian import Gaussian
+from reinflow.policies.gmm import GMM, GMMConfig
+from reinflow.policies.improved_meanflow import ImprovedMeanFlow
+from reinflow.policies.meanflow import MeanFlow, MeanFlowConfig
+from reinflow.policies.mip import MIP, MIPConfig
 from reinflow.policies.noisy import NoiseNetConfig, NoisyFlow
-from reinflow.policies.parts import ENCODERS, FAMILIES, NETS, PartConfig
+from reinflow.policies.parts import ENCODERS, FAMILIES, NETS, FamilyWithoutNoise, PartConfig
 from reinflow.policies.reflow import ReFlow
 from reinflow.policies.shortcut import Shortcut, ShortcutConfig
 from reinflow.policies.spec import PolicyConfig, PolicySpec, executed_slice
@@ -21,7 +25,11 @@ from reinflow.types import Stochastic
 
 FAMILIES.add("shortcut", Entry(Shortcut, ShortcutConfig))
 FAMILIES.add("reflow", Entry(ReFlow, FlowConfig))
-FAMILIES.add("gaussian", Entry(Gaussian, GaussianConfig))
+FAMILIES.add("meanflow", Entry(MeanFlow, MeanFlowConfig))
+FAMILIES.add("improved_meanflow", Entry(ImprovedMeanFlow, MeanFlowConfig))
+FAMILIES.add("gaussian", Entry(Gaussian, FamilyWithoutNoise))
+FAMILIES.add("gmm", Entry(GMM, GMMConfig))
+FAMILIES.add("mip", Entry(MIP, MIPConfig))
 
 NETS.add("unet", Entry(unet, UNetConfig))
 NETS.add("mlp", Entry(mlp, MLPConfig))

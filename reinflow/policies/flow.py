@@ -27,6 +27,10 @@ class FlowConfig(FamilyConfig):
 class FlowPolicy(Policy):
     """Samplable; families say which step size their network is shown and how `loss` trains it."""
 
+    def time_label(self, t: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """What the network is shown of a time."""
+        return t
+
     def step_label(self, d: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
         """What the network is shown of a step size: the one rule of training, sampling and scoring."""
         return d
@@ -39,20 +43,20 @@ class FlowPolicy(Policy):
         cond: Float[Tensor, "b z"],
     ) -> Float[Tensor, "b h a"]:
         """Velocity averaged over [t, t + d]."""
-        return self.net(x, t, self.step_label(d), cond)
+        return self.net(x, self.time_label(t), self.step_label(d), cond)
 
     def avg_velocity_grid(
         self, x: Float[Tensor, "b k h a"], t: Float[Tensor, "k"], d: Float[Tensor, "k"], cond: Float[Tensor, "b z"]
     ) -> Float[Tensor, "b k h a"]:
         """`avg_velocity` of chains, each state at its own time."""
-        return cast(VelocityNet, self.net).grid(x, t, self.step_label(d), cond)
+        return cast(VelocityNet, self.net).grid(x, self.time_label(t), self.step_label(d), cond)
 
     def velocity_at(
         self, t: Float[Tensor, "k"], d: Float[Tensor, "k"], cond: Float[Tensor, "b z"]
     ) -> Callable[[int, Float[Tensor, "b h a"]], Float[Tensor, "b h a"]]:
         """(k, x) -> `avg_velocity` at t[k]; what does not depend on x is computed here, for all k at once."""
         net = cast(VelocityNet, self.net)
-        features = net.features(t, self.step_label(d), cond).unbind(1)
+        features = net.features(self.time_label(t), self.step_label(d), cond).unbind(1)
         return lambda k, x: net.velocity(x, features[k])
 
     def step_means(

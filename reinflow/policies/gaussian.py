@@ -7,29 +7,17 @@ mean only; the std is for exploration and is learned by PPO inside the same boun
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from nets.noise import BoundedStd
-from reinflow.errors import UserError
 from reinflow.policies.base import Policy
 from reinflow.policies.noisy import NoiseNetConfig
-from reinflow.policies.parts import FamilyConfig
 from reinflow.policies.spec import PolicySpec
 from reinflow.policies.transition import Transition
 from reinflow.types import Kernel
-
-
-@dataclass(frozen=True)
-class GaussianConfig(FamilyConfig):
-    """A Gaussian has nothing to choose."""
-
-    def check(self, spec: PolicySpec) -> None:
-        if spec.initial_noise_scale != 1:
-            raise UserError("--initial_noise_scale is for flows: a gaussian policy starts from no noise, leave it out")
 
 
 class Gaussian(Policy):

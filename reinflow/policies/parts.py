@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
+from reinflow.errors import UserError
 from reinflow.registry import Registry
 
 if TYPE_CHECKING:
@@ -30,6 +31,18 @@ class FamilyConfig(PartConfig):
 
     noise_scale: ClassVar[float] = 1.0
     """`initial_noise_scale` of a new policy, where none is given"""
+
+
+@dataclass(frozen=True)
+class FamilyWithoutNoise(FamilyConfig):
+    """Options of a family that acts as a function of what it sees."""
+
+    def check(self, spec: PolicySpec) -> None:
+        if spec.initial_noise_scale != 1:
+            raise UserError(
+                f"--initial_noise_scale is for what starts from noise, and --family {spec.family} does not: "
+                "leave it out"
+            )
 
 
 FAMILIES: Registry[Any] = Registry("policy family", flag="family")

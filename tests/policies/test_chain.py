@@ -139,7 +139,7 @@ def test_folding_k_into_the_batch_equals_the_loop_over_k(make_actor, family, num
         torch.testing.assert_close(stds[:, k], step.stds, rtol=1e-5, atol=1e-6)
 
 
-@every_chain
+@every_normal_chain
 def test_scoring_costs_one_forward_pass(make_actor, family, num_steps):
     actor = make_actor(family, num_steps)
     chain, cond, _ = drawn(actor)

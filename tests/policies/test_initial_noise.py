@@ -14,7 +14,7 @@ from reinflow.policies.ema import EMA
 from reinflow.policies.flow import FlowConfig
 from reinflow.types import EnvSpec
 
-FLOWS = sorted(set(FAMILIES) - {"gaussian"})
+FLOWS = [name for name, entry in FAMILIES.items() if issubclass(entry.config, FlowConfig)]
 TASK = EnvSpec("Toy-v0", "state", "toy", "torch", "sparse", 5, (-1.0,) * 3, (1.0,) * 3, 24)
 OBS = {"state": torch.linspace(-1, 1, 4 * 2 * 5).reshape(4, 2, 5)}
 
@@ -101,7 +101,19 @@ def test_a_scale_outside_0_to_1_is_refused(make_spec, scale):
         make_spec(initial_noise_scale=scale)
 
 
-def test_a_gaussian_refuses_a_scale_because_it_starts_from_no_noise(make_spec):
-    build_policy(make_spec("gaussian"))
-    with pytest.raises(UserError, match="no noise"):
-        replace(make_spec("gaussian"), initial_noise_scale=0.5)
+@pytest.mark.parametrize("family", ["gaussian", "mip"])
+def test_a_family_that_starts_from_no_noise_refuses_a_scale(make_spec, family):
+    build_policy(make_spec(family))
+    with pytest.raises(UserError, match=f"starts from noise, and --family {family} does not"):
+        replace(make_spec(family), initial_noise_scale=0.5)
+
+
+def test_a_mixture_acts_by_its_likeliest_mode_at_scale_0_and_explores_by_all(make_policy):
+    policy = make_policy("gmm", initial_noise_scale=0.0)
+    with torch.no_grad():
+        policy.weight_net[-1].bias[2] = 1.0
+    cond = policy.encode(OBS)
+    law = policy.kernel(cond)(0, drawn())
+    assert (law.log_weights.argmax(1) == 2).all()
+    assert torch.equal(policy.act(OBS, generator()), policy.to_action(law.means[:, 2]))
+    assert torch.equal(policy.start(cond, generator()), drawn())
