@@ -46,7 +46,7 @@ class Config:
 def main(config: Config) -> None:
     from reinflow import distributed
     from reinflow.algos.awr import AdvantageWeightedRegression
-    from reinflow.checkpoint import load_checkpoint, load_state_
+    from reinflow.checkpoint import adopt_teacher_, load_checkpoint, load_state_
     from reinflow.data.chunks import ChunkDataset
     from reinflow.data.demos import open_demos
     from reinflow.envs import make_env
@@ -95,6 +95,7 @@ def main(config: Config) -> None:
                 load_state_(policy, checkpoint.policy_state, f"the policy of {config.pretrained_path}")
             else:
                 policy.fit_normalizers_(*dataset.statistics())
+                adopt_teacher_(policy)
             learner = AdvantageWeightedRegression(
                 policy, config.bc, config.awr, config.critics, config.offline.total_iters
             )

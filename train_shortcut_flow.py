@@ -39,6 +39,7 @@ class Config:
 def main(config: Config) -> None:
     from reinflow import distributed
     from reinflow.algos.bc import BehaviorCloning
+    from reinflow.checkpoint import adopt_teacher_
     from reinflow.data.chunks import ChunkDataset
     from reinflow.data.demos import open_demos
     from reinflow.envs import make_env
@@ -73,6 +74,7 @@ def main(config: Config) -> None:
             )
             policy = build_policy(spec).to(run.device)
             policy.fit_normalizers_(*dataset.statistics())
+            adopt_teacher_(policy)
             learner = BehaviorCloning(policy, config.bc, config.offline.total_iters)
             with filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed) as camera:
                 untrained = OfflineState(evaluated=True)  # there is nothing to evaluate yet

@@ -222,6 +222,12 @@ def load_policy(path: str | Path, device: torch.device | str) -> tuple[Policy, C
     return policy.eval(), checkpoint
 
 
+def adopt_teacher_(policy: Policy) -> None:
+    """Give a new policy the teacher that its options name, where they do; UserError if that one doesn't fit."""
+    if path := policy.teacher_path:
+        policy.learn_from_(load_policy(path, policy.device)[0])
+
+
 def load_state_(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
     """Strict load_state_dict whose UserError names each key with the expected and the given shape."""
     if problems := misfits(module.state_dict(), state):

@@ -88,6 +88,15 @@ class Policy(nn.Module):
             "give it a chain(num_steps, config), or derive it from FlowPolicy"
         )
 
+    @property
+    def teacher_path(self) -> str | None:
+        """The checkpoint that a new policy is distilled from, in families that take one."""
+        return None
+
+    def learn_from_(self, teacher: Policy) -> None:
+        """Take over what `teacher_path` names."""
+        raise NotImplementedError
+
     def steps_warning(self, num_steps: int) -> str | None:
         """A sentence where sampling in this many steps costs accuracy that another number keeps, else None."""
         return None

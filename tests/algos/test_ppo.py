@@ -172,8 +172,9 @@ def test_the_noise_learns_at_every_update_and_stays_strictly_inside_its_bounds(m
     learner = PPO(agent, agent.config)
     for _ in range(5):
         buffer = fill(agent)
-        assert buffer.data["stds"].min() > 0.05
-        assert buffer.data["stds"].max() < 0.3
+        learned = buffer.data["stds"][:, :, -1]  # of the last step, which has no other noise
+        assert learned.min() > 0.05
+        assert learned.max() < 0.3
         assert learner.update(buffer)["grad_norm_noise"] > 1e-4
     assert buffer.data["stds"].std() > 0
 

@@ -1,0 +1,147 @@
+"""Consistency policy (Song et al., arXiv:2303.01469): one network that sends every point of a path to its end.
+
+    f(x, t) = t x + (1 - t) F(x, t),  so that f(., 1) is the identity
+    f(x_n, t_n) is regressed on f(x_n + v / N, t_n + 1/N), where the network is held fixed
+
+v is a trained ReFlow's velocity (`--teacher_path`, distillation), without one the sample's own (consistency training).
+Sampling denoises to the end and puts noise back for the next time of the grid, K - 1 times.
+
+Differs: the target is the trained network's, not its average's, as in DMPO (arXiv:2601.20701); and evaluation puts
+x_0 back each time, so that actions are a function of it. Exploration puts new noise back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nets.velocity import VelocityNet
+from reinflow.errors import UserError
+from reinflow.policies.base import Policy
+from reinflow.policies.flow import FlowConfig, FlowPolicy
+from reinflow.policies.noisy import NoiseNetConfig, NoisyFlow
+from reinflow.policies.parts import NETS
+from reinflow.policies.spec import PolicySpec
+from reinflow.policies.times import interpolate, time_grid
+
+
+@dataclass(frozen=True)
+class ConsistencyConfig(FlowConfig):
+    """Training of a consistency policy."""
+
+    teacher_path: str | None = None
+    """checkpoint of a ReFlow of the same network to distil, a file or a run directory; None learns from the
+    demonstrations' own velocities. Later stages have it in the checkpoint"""
+    grid_steps: int = 40
+    """N: points of a path that are made consistent"""
+
+    def __post_init__(self) -> None:
+        if self.grid_steps < 1:
+            raise UserError(f"--grid_steps {self.grid_steps} must be at least 1")
+
+
+class Consistency(FlowPolicy):
+    """Regressable and Samplable in any number of steps; `initial_noise_scale` scales all noise that it acts from."""
+
+    def __init__(self, spec: PolicySpec, net: nn.Module):
+        super().__init__(spec, net)
+        self.config: ConsistencyConfig = spec.family_options
+        self.teacher_net = None
+        if self.config.teacher_path is not None:
+            self.teacher_net = constant(NETS[spec.net].build(spec))
+            self.encoder.requires_grad_(False)  # the teacher goes on seeing what it was trained with
+
+    @property
+    def teacher_path(self) -> str | None:
+        return self.config.teacher_path
+
+    def learn_from_(self, teacher: Policy) -> None:
+        """Take over a ReFlow as teacher and as start, with its encoder and normalisers. UserError if it doesn't fit."""
+        for name in ("family", "net", "net_options", "cond_dim", "chunk_shape"):
+            theirs, ours = getattr(teacher.spec, name), getattr(self.spec, name) if name != "family" else "reflow"
+            if theirs != ours:
+                raise UserError(f"the teacher of a consistency policy has {name} {theirs} and needs {ours}")
+        for module in (self.net, self.teacher_net):
+            cast(nn.Module, module).load_state_dict(teacher.net.state_dict())
+        self.encoder.load_state_dict(teacher.encoder.state_dict())
+        self.action_normalizer.load_state_dict(teacher.action_normalizer.state_dict())
+
+    def loss(
+        self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b h a"], teacher: nn.Module | None = None
+    ) -> Float[Tensor, "b"]:
+        """Squared distance between the ends of neighbours on a path, per row."""
+        x_0 = torch.randn_like(chunk)
+        points = self.config.grid_steps
+        t = torch.randint(points, (len(chunk),), device=chunk.device) / points
+        x_t = interpolate(x_0, chunk, t)
+        with torch.no_grad():
+            v = chunk - x_0 if self.teacher_net is None else self.teacher_net(x_t, t, torch.zeros_like(t), cond)
+            target = self.end(x_t + v / points, t + 1 / points, cond)
+        return (self.end(x_t, t, cond) - target).square().mean((1, 2))
+
+    def end(
+        self, x: Float[Tensor, "b h a"], t: Float[Tensor, "b"], cond: Float[Tensor, "b z"]
+    ) -> Float[Tensor, "b h a"]:
+        """f: where the path through x at t ends."""
+        return blended(x, self.net(x, t, torch.zeros_like(t), cond), t)
+
+    def step_means(
+        self, cond: Float[Tensor, "b z"], num_steps: int
+    ) -> Callable[[int, Float[Tensor, "b h a"]], Float[Tensor, "b h a"]]:
+        """(k, x_k) -> t_{k+1} f(x_k, t_k), to which noise is put back."""
+        net = cast(VelocityNet, self.net)
+        times, _ = time_grid(num_steps, cond.device)
+        features = net.features(times, torch.zeros_like(times), cond).unbind(1)
+        return lambda k, x: (k + 1) / num_steps * blended(x, net.velocity(x, features[k]), times[k : k + 1])
+
+    def all_step_means(self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]) -> Float[Tensor, "b k h a"]:
+        times, d = time_grid(x.shape[1], x.device)
+        ends = blended(x, cast(VelocityNet, self.net).grid(x, times, torch.zeros_like(times), cond), times)
+        return (times + d)[:, None, None] * ends
+
+    def noise_back(self, num_steps: int) -> list[float]:
+        """Share of the noise that is put back after every step."""
+        return [1 - (k + 1) / num_steps for k in range(num_steps)]
+
+    def sample(
+        self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"], num_steps: int | None = None
+    ) -> Float[Tensor, "b h a"]:
+        """All steps, `noise` put back after each."""
+        num_steps = num_steps or self.spec.num_inference_steps
+        step, x = self.step_means(cond, num_steps), noise
+        for k, share in enumerate(self.noise_back(num_steps)):
+            x = step(k, x) + share * noise
+        return x
+
+    def chain(self, num_steps: int, config: NoiseNetConfig) -> NoisyConsistency:
+        return NoisyConsistency(self, num_steps, config)
+
+
+class NoisyConsistency(NoisyFlow):
+    """Stochastic: new noise is put back after every step, and learned noise comes to it."""
+
+    policy: Consistency
+
+    def stds(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b k h a"]:
+        scale = self.policy.spec.initial_noise_scale
+        back = scale * torch.tensor(self.policy.noise_back(self.num_steps), device=cond.device)
+        return torch.hypot(super().stds(cond), back[:, None, None])
+
+
+def blended(x: Float[Tensor, "b *k h a"], predicted: Float[Tensor, "b *k h a"], t: Float[Tensor, "b_or_k"]) -> Tensor:
+    """t x + (1 - t) F, by t of the last dimension before (h a)."""
+    return torch.lerp(predicted, x, t[:, None, None])
+
+
+def constant(net: nn.Module) -> nn.Module:
+    """`net` with buffers in place of parameters, which no optimiser moves and no average follows."""
+    for module in net.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())
+    return net
