@@ -10,6 +10,7 @@ from nets.vit import ViT
 from reinflow.policies.backbones import MLPConfig, UNetConfig, dit, mlp, preact, transformer, unet
 from reinflow.policies.base import Policy
 from reinflow.policies.consistency import Consistency, ConsistencyConfig
+from reinflow.policies.ddpm import DDPM, DDPMConfig
 from reinflow.policies.flow import FlowConfig, FlowPolicy
 from reinflow.policies.gaussian import Gaussian
 from reinflow.policies.gmm import GMM, GMMConfig
@@ -29,6 +30,7 @@ FAMILIES.add("reflow", Entry(ReFlow, FlowConfig))
 FAMILIES.add("meanflow", Entry(MeanFlow, MeanFlowConfig))
 FAMILIES.add("improved_meanflow", Entry(ImprovedMeanFlow, MeanFlowConfig))
 FAMILIES.add("consistency", Entry(Consistency, ConsistencyConfig))
+FAMILIES.add("ddpm", Entry(DDPM, DDPMConfig))
 FAMILIES.add("gaussian", Entry(Gaussian, FamilyWithoutNoise))
 FAMILIES.add("gmm", Entry(GMM, GMMConfig))
 FAMILIES.add("mip", Entry(MIP, MIPConfig))

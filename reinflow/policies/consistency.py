@@ -1,13 +1,15 @@
 """Consistency policy (Song et al., arXiv:2303.01469): one network that sends every point of a path to its end.
 
-    f(x, t) = t x + (1 - t) F(x, t),  so that f(., 1) is the identity
-    f(x_n, t_n) is regressed on f(x_n + v / N, t_n + 1/N), where the network is held fixed
+    f(x, t) = x + (1 - t) u(x, t),  so that f(., 1) is the identity and u the average velocity to the end
+    f(x_t, t) is regressed on f(x_t + v / N, t + 1/N), where the network is held fixed
 
 v is a trained ReFlow's velocity (`--teacher_path`, distillation), without one the sample's own (consistency training).
 Sampling denoises to the end and puts noise back for the next time of the grid, K - 1 times.
 
-Differs: the target is the trained network's, not its average's, as in DMPO (arXiv:2601.20701); and evaluation puts
-x_0 back each time, so that actions are a function of it. Exploration puts new noise back.
+Differs: the network is a velocity, as the other flows', so that a student starts as its teacher; times are not those
+of a grid; errors are divided by 1 - t, or late times would hardly count; the target is the trained network's, not its
+average's, as in DMPO (arXiv:2601.20701). And evaluation puts x_0 back each time, so that actions are a function of it;
+exploration puts new noise back.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nets.velocity import VelocityNet
 from reinflow.errors import UserError
 from reinflow.policies.base import Policy
 from reinflow.policies.flow import FlowConfig, FlowPolicy
@@ -37,12 +38,12 @@ class ConsistencyConfig(FlowConfig):
     teacher_path: str | None = None
     """checkpoint of a ReFlow of the same network to distil, a file or a run directory; None learns from the
     demonstrations' own velocities. Later stages have it in the checkpoint"""
-    grid_steps: int = 40
-    """N: points of a path that are made consistent"""
+    consistency_steps: int = 20
+    """N: neighbours on a path are 1/N apart; more are closer to the path, and learn slower from its end"""
 
     def __post_init__(self) -> None:
-        if self.grid_steps < 1:
-            raise UserError(f"--grid_steps {self.grid_steps} must be at least 1")
+        if self.consistency_steps < 1:
+            raise UserError(f"--consistency_steps {self.consistency_steps} must be at least 1")
 
 
 class Consistency(FlowPolicy):
@@ -76,32 +77,35 @@ class Consistency(FlowPolicy):
     ) -> Float[Tensor, "b"]:
         """Squared distance between the ends of neighbours on a path, per row."""
         x_0 = torch.randn_like(chunk)
-        points = self.config.grid_steps
-        t = torch.randint(points, (len(chunk),), device=chunk.device) / points
+        t = torch.rand(len(chunk), device=chunk.device)
+        ahead = (t + 1 / self.config.consistency_steps).clamp_max(1)
         x_t = interpolate(x_0, chunk, t)
         with torch.no_grad():
             v = chunk - x_0 if self.teacher_net is None else self.teacher_net(x_t, t, torch.zeros_like(t), cond)
-            target = self.end(x_t + v / points, t + 1 / points, cond)
-        return (self.end(x_t, t, cond) - target).square().mean((1, 2))
+            target = self.end(x_t + (ahead - t)[:, None, None] * v, ahead, cond)
+        return (self.end(x_t, t, cond) - target).square().mean((1, 2)) / (1 - t)
+
+    def step_label(self, d: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """It is always 1 - t, which the network knows."""
+        return torch.zeros_like(d)
 
     def end(
         self, x: Float[Tensor, "b h a"], t: Float[Tensor, "b"], cond: Float[Tensor, "b z"]
     ) -> Float[Tensor, "b h a"]:
         """f: where the path through x at t ends."""
-        return blended(x, self.net(x, t, torch.zeros_like(t), cond), t)
+        return ended(x, self.avg_velocity(x, t, 1 - t, cond), t)
 
     def step_means(
         self, cond: Float[Tensor, "b z"], num_steps: int
     ) -> Callable[[int, Float[Tensor, "b h a"]], Float[Tensor, "b h a"]]:
         """(k, x_k) -> t_{k+1} f(x_k, t_k), to which noise is put back."""
-        net = cast(VelocityNet, self.net)
         times, _ = time_grid(num_steps, cond.device)
-        features = net.features(times, torch.zeros_like(times), cond).unbind(1)
-        return lambda k, x: (k + 1) / num_steps * blended(x, net.velocity(x, features[k]), times[k : k + 1])
+        velocity = self.velocity_at(times, 1 - times, cond)
+        return lambda k, x: (k + 1) / num_steps * ended(x, velocity(k, x), times[k : k + 1])
 
     def all_step_means(self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]) -> Float[Tensor, "b k h a"]:
         times, d = time_grid(x.shape[1], x.device)
-        ends = blended(x, cast(VelocityNet, self.net).grid(x, times, torch.zeros_like(times), cond), times)
+        ends = ended(x, self.avg_velocity_grid(x, times, 1 - times, cond), times)
         return (times + d)[:, None, None] * ends
 
     def noise_back(self, num_steps: int) -> list[float]:
@@ -133,9 +137,9 @@ class NoisyConsistency(NoisyFlow):
         return torch.hypot(super().stds(cond), back[:, None, None])
 
 
-def blended(x: Float[Tensor, "b *k h a"], predicted: Float[Tensor, "b *k h a"], t: Float[Tensor, "b_or_k"]) -> Tensor:
-    """t x + (1 - t) F, by t of the last dimension before (h a)."""
-    return torch.lerp(predicted, x, t[:, None, None])
+def ended(x: Float[Tensor, "b *k h a"], u: Float[Tensor, "b *k h a"], t: Float[Tensor, "n"]) -> Tensor:
+    """x + (1 - t) u, by t of the last dimension before (h a)."""
+    return x + (1 - t)[:, None, None] * u
 
 
 def constant(net: nn.Module) -> nn.Module:

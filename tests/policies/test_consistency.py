@@ -37,24 +37,22 @@ def student(make_spec, teacher, tmp_path) -> Consistency:
     return policy
 
 
-def test_the_end_of_a_path_is_the_identity_at_data_and_the_network_at_noise(make_policy):
+def test_the_end_of_a_path_is_x_at_data_and_one_euler_step_away_at_noise(make_policy):
     policy = make_policy("consistency")
-    x, cond = torch.randn(6, 8, 3), torch.randn(6, 10)
+    x, cond, zero = torch.randn(6, 8, 3), torch.randn(6, 10), torch.zeros(6)
     assert torch.equal(policy.end(x, torch.ones(6), cond), x)
-    t = torch.zeros(6)
-    assert torch.equal(policy.end(x, t, cond), policy.net(x, t, t, cond))
-    t = torch.full((6,), 0.25)
-    expected = 0.25 * x + 0.75 * policy.net(x, t, torch.zeros(6), cond)
-    torch.testing.assert_close(policy.end(x, t, cond), expected)
+    for time in (0.0, 0.25):
+        t = torch.full((6,), time)
+        torch.testing.assert_close(policy.end(x, t, cond), x + (1 - time) * policy.net(x, t, zero, cond))
 
 
 def expected_loss(policy, cond, chunk, velocity):
-    """With the draws that `loss` makes, of 40 points."""
-    x_0 = torch.randn_like(chunk)
-    t = torch.randint(40, (len(chunk),)) / 40
+    """With the draws that `loss` makes, of neighbours that are 1/20 apart or end at 1."""
+    x_0, t = torch.randn_like(chunk), torch.rand(len(chunk))
+    step = torch.minimum(1 - t, torch.tensor(1 / 20))
     x = (1 - t[:, None, None]) * x_0 + t[:, None, None] * chunk
-    ahead = policy.end(x + velocity(x, t, x_0) / 40, t + 1 / 40, cond).detach()
-    return (policy.end(x, t, cond) - ahead).square().mean((1, 2))
+    ahead = policy.end(x + step[:, None, None] * velocity(x, t, x_0), t + step, cond).detach()
+    return (policy.end(x, t, cond) - ahead).square().mean((1, 2)) / (1 - t)
 
 
 def test_neighbours_on_the_samples_own_path_are_compared_without_a_teacher(make_policy):
@@ -119,11 +117,11 @@ def test_exploration_adds_the_variances_of_new_and_learned_noise(make_policy):
 def test_a_distilled_policy_hits_both_modes_of_its_teacher_in_one_step(tmp_path):
     torch.manual_seed(0)
     teacher = build_policy(PolicySpec.of(family="reflow", **SMALL))
-    trained(teacher, 300)
+    trained(teacher, 250)
     spec = PolicySpec.of(family="consistency", teacher_path=saved(teacher, tmp_path / "teacher.pt"), **SMALL)
     policy = build_policy(spec)
     adopt_teacher_(policy)
-    trained(policy, 400)
+    trained(policy, 250)
     with torch.no_grad():
         chunks = policy.sample(torch.zeros(1000, 1), torch.randn(1000, 1, 1), num_steps=1)
     for mode in (-0.8, 0.8):
@@ -142,6 +140,6 @@ def trained(policy: Policy, iterations: int) -> None:
         scheduler.step()
 
 
-def test_a_grid_without_points_is_refused(make_spec):
-    with pytest.raises(UserError, match="--grid_steps"):
-        replace(make_spec("consistency").family_options, grid_steps=0)
+def test_a_path_without_neighbours_is_refused(make_spec):
+    with pytest.raises(UserError, match="--consistency_steps"):
+        replace(make_spec("consistency").family_options, consistency_steps=0)

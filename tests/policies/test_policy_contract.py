@@ -11,6 +11,8 @@ from reinflow.policies import FAMILIES, NETS, Policy, PolicySpec, build_policy, 
 from reinflow.policies.encoder import ObsEncoder
 from reinflow.types import Regressable, Samplable, Stochastic
 
+QUICKLY = {"consistency": {"consistency_steps": 4}}
+"""options with which a family learns in few iterations"""
 every_policy = pytest.mark.parametrize("net", NETS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -29,7 +31,7 @@ def test_a_regressable_policy_gives_one_loss_per_row_and_reaches_its_network(mak
 
 @every_family
 def test_a_regressable_policy_learns_a_constant_chunk(make_policy, family):
-    policy = make_policy(family)
+    policy = make_policy(family, **QUICKLY.get(family, {}))
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
     cond, chunk = torch.randn(32, policy.spec.cond_dim), torch.full((32, 8, 3), 0.5)
     for _ in range(300):

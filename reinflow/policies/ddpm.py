@@ -1,0 +1,129 @@
+"""Diffusion policy (DDPM, Ho et al., arXiv:2006.11239; DPPO, arXiv:2409.00588): the network predicts the noise x_0.
+
+    x = alpha_i x_1 + sigma_i x_0,   alpha_i^2 + sigma_i^2 = 1,   i = T - 1 (noise) .. 0,   of a cosine schedule
+
+Sampling is DDIM's (Song et al., arXiv:2010.02502) in any number of steps: from index i to a smaller one j,
+
+    x_1 = clip((x - sigma_i eps) / alpha_i),   x' = alpha_j x_1 + sigma_j (x - alpha_i x_1) / sigma_i
+
+Differs: no posterior noise (DDIM's eta is 0); exploration has the learned noise of the flows instead, and all steps are
+fine-tuned. The network is shown i as the time 1 - (i + 1) / T, which runs from noise to data here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nets.velocity import VelocityNet
+from reinflow.errors import UserError
+from reinflow.policies.flow import FlowConfig, FlowPolicy
+from reinflow.policies.spec import PolicySpec
+
+MAX_BETA = 0.999
+
+
+@dataclass(frozen=True)
+class DDPMConfig(FlowConfig):
+    """Schedule of a diffusion policy."""
+
+    diffusion_steps: int = 20
+    """T: noise levels that are trained; sampling in fewer steps leaves some out. DPPO has 20 for states, 100 for
+    pictures"""
+    denoised_clip: float = 1.0
+    """bound on every predicted action, in normalised action units"""
+
+    def __post_init__(self) -> None:
+        if self.diffusion_steps < 1 or self.denoised_clip <= 0:
+            raise UserError("--diffusion_steps must be at least 1 and --denoised_clip positive")
+
+
+class DDPM(FlowPolicy):
+    """Regressable and Samplable, in one step badly; `initial_noise_scale` is that of a flow."""
+
+    alpha: Tensor
+
+    def __init__(self, spec: PolicySpec, net: nn.Module):
+        super().__init__(spec, net)
+        self.config: DDPMConfig = spec.family_options
+        self.register_buffer("alpha", cosine_alphas(self.config.diffusion_steps), persistent=False)
+
+    def steps_warning(self, num_steps: int) -> str | None:
+        if num_steps > 1:
+            return None
+        return "K = 1: a diffusion policy knows nothing of actions at pure noise, choose several denoising steps"
+
+    def loss(
+        self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b h a"], teacher: nn.Module | None = None
+    ) -> Float[Tensor, "b"]:
+        """Squared error of the noise per row."""
+        x_0 = torch.randn_like(chunk)
+        index = torch.randint(self.config.diffusion_steps, (len(chunk),), device=chunk.device)
+        alpha, sigma = self.levels(index)
+        t = self.times(index)
+        noise = self.net(alpha * chunk + sigma * x_0, t, torch.zeros_like(t), cond)
+        return (noise - x_0).square().mean((1, 2))
+
+    def levels(self, index: Int[Tensor, "n"]) -> tuple[Float[Tensor, "n 1 1"], Float[Tensor, "n 1 1"]]:
+        """Shares of action and noise."""
+        alpha = self.alpha[index][:, None, None]
+        return alpha, (1 - alpha.square()).sqrt()
+
+    def times(self, index: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+        return 1 - (index + 1) / self.config.diffusion_steps
+
+    def indices(self, num_steps: int, device: torch.device) -> Int[Tensor, "k"]:
+        """The noise level that each step starts from, evenly from the last to the first."""
+        left = 1 - torch.arange(num_steps, device=device) / num_steps
+        return (left * self.config.diffusion_steps).round().long().clamp_min(1) - 1
+
+    def step_means(
+        self, cond: Float[Tensor, "b z"], num_steps: int
+    ) -> Callable[[int, Float[Tensor, "b h a"]], Float[Tensor, "b h a"]]:
+        """(k, x_k) -> x_{k+1} by DDIM's rule."""
+        index = self.indices(num_steps, cond.device)
+        noise = self.velocity_at(self.times(index), torch.zeros(num_steps, device=cond.device), cond)
+        factors = torch.stack(self.factors(index)).unbind(1)
+        return lambda k, x: self.stepped(x, noise(k, x), *factors[k])
+
+    def all_step_means(self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]) -> Float[Tensor, "b k h a"]:
+        index = self.indices(x.shape[1], x.device)
+        times = self.times(index)
+        noise = cast(VelocityNet, self.net).grid(x, times, torch.zeros_like(times), cond)
+        return self.stepped(x, noise, *self.factors(index))
+
+    def factors(self, index: Int[Tensor, "k"]) -> tuple[Float[Tensor, "k 1 1"], ...]:
+        """Shares of action and noise before and after every step; nothing is left of the noise after the last."""
+        alpha, sigma = self.levels(index)
+        after = torch.cat((alpha[1:], torch.ones_like(alpha[:1]))), torch.cat((sigma[1:], torch.zeros_like(sigma[:1])))
+        return alpha, sigma, *after
+
+    def stepped(
+        self,
+        x: Float[Tensor, "b *k h a"],
+        noise: Float[Tensor, "b *k h a"],
+        alpha: Tensor,
+        sigma: Tensor,
+        next_alpha: Tensor,
+        next_sigma: Tensor,
+    ) -> Float[Tensor, "b *k h a"]:
+        """The next state, by the noise that was predicted in this one."""
+        limit = self.config.denoised_clip
+        action = ((x - sigma * noise) / alpha).clamp(-limit, limit)
+        return next_alpha * action + next_sigma * (x - alpha * action) / sigma
+
+
+def cosine_alphas(num_steps: int) -> Float[Tensor, "t"]:
+    """sqrt of the running product of 1 - beta (Nichol and Dhariwal, arXiv:2102.09672)."""
+
+    def left(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    betas = [min(1 - left((i + 1) / num_steps) / left(i / num_steps), MAX_BETA) for i in range(num_steps)]
+    return (1 - torch.tensor(betas, dtype=torch.float64)).cumprod(0).sqrt().float()
