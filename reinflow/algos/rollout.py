@@ -67,7 +67,7 @@ class RolloutBuffer:
         self.count = 0
 
     @torch.no_grad()
-    def add(
+    def add(  # noqa: PLR0913  the guide's call
         self,
         obs: Float[Tensor, "n z"] | Obs,
         actions: Float[Tensor, "n k1 h a"],

@@ -121,17 +121,21 @@ def failing_calls(folder: Path, full: bool) -> str:
                 with every_call(strike):
                     save(step)
 
-            if die:
-                died += fork(work, folder / "log").wait() == -signal.SIGKILL
-            else:
-                try:
-                    work()
-                except OSError:
-                    count += 1
+            died += die and fork(work, folder / "log").wait() == -signal.SIGKILL
+            count += not die and surfaces(work)
             left = latest_training(folder, say=lambda line: None).training or {}
             assert left["step"] in (step - 1, step), f"after call {number} the newest state is {left['step']}"
             assert load_checkpoint(folder).meta["step"] <= step
     return f"{total} system calls: {count} failures surfaced, {died} deaths; a good state was there every time"
+
+
+def surfaces(work: Callable[[], None]) -> bool:
+    """Whether `work` ends in an error of the system."""
+    try:
+        work()
+    except OSError:
+        return True
+    return False
 
 
 def calls_of(work: Callable[[], None]) -> int:

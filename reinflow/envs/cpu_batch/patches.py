@@ -86,6 +86,7 @@ def install() -> None:
     _patch_scene()
     _patch_indices()
     _patch_links()
+    _patch_kinematics()
     _patch_agents()
     _patch_rendering()
 
@@ -193,7 +194,7 @@ def _patch_links() -> None:
     PhysxRigidBodyComponentStruct._body_data = property(lazy_body_data)
 
 
-def _patch_agents() -> None:
+def _patch_kinematics() -> None:
     @_wrap(Kinematics, "_setup_cpu")
     def setup_cpu(original: Any, solver: Kinematics) -> None:
         scene = solver.articulation.scene
@@ -214,6 +215,8 @@ def _patch_agents() -> None:
                 return
         original(controller, action)
 
+
+def _patch_agents() -> None:
     @_wrap(BaseAgent, "set_action")
     def refuse_nan(original: Any, agent: BaseAgent, action: torch.Tensor) -> None:
         if _is_batched(agent.scene) and torch.isnan(action).any():
