@@ -32,3 +32,8 @@ def test_both_readmes_have_as_many_sections_and_table_rows():
     for mark in ("## ", "| "):
         count = [sum(line.startswith(mark) for line in text.splitlines()) for text in (ENGLISH, CHINESE)]
         assert count[0] == count[1] > 0
+
+
+def test_no_line_of_a_page_is_wider_than_120_columns_but_those_of_tables():
+    pages = [ENGLISH, *(path.read_text() for path in [*ROOT.glob("docs/*.md"), *ROOT.glob("C*.md")])]
+    assert [line for page in pages for line in page.splitlines() if len(line) > 120 and not line.startswith("|")] == []
