@@ -135,22 +135,24 @@ def test_a_gradient_step_of_the_mlp_stays_in_its_budget():
 
 
 def test_a_reader_follows_an_update_through_few_frames(monkeypatch):
-    # from PPO.update to the network: the way to what scores the chain is what algorithms add, 5 frames in 2 files
+    # from PPO.update to where the network is called; there were thirteen in seven files
     agent = make_agent()
     learner, buffer, frames = PPO(agent, agent.config), filled(agent), []
 
     def noted(*args):
-        stack = [frame for frame in inspect.stack() if "/reinflow/" in frame.filename]
+        ours = Path(inspect.getfile(PPO)).parents[1]
+        stack = [frame for frame in inspect.stack() if ours in Path(frame.filename).parents]
         frames.extend((Path(frame.filename).name, frame.function) for frame in reversed(stack))
         raise InterruptedError
 
-    monkeypatch.setattr(agent.actor, "steps", noted)
+    monkeypatch.setattr(agent.policy.net, "velocity", noted)
+    monkeypatch.setattr(agent.policy.net, "grid", noted)
     with pytest.raises(InterruptedError):
         learner.update(buffer)
-    assert [name for _, name in frames] == [
-        "update", "<listcomp>", "descend", "add_gradients", "ppo_loss", "chain_moments",
-    ]  # fmt: skip
-    assert {file for file, _ in frames} == {"ppo.py", "chain.py"}
+    functions = [(file, name) for file, name in frames if not name.startswith("<")]
+    assert functions[0] == ("ppo.py", "update")
+    assert len(functions) <= 8, functions
+    assert len({file for file, _ in functions}) <= 4, functions
 
 
 def test_the_memory_of_a_gradient_step_is_linear_in_its_rows_and_stays_in_its_budget():
