@@ -92,13 +92,13 @@ def wrong(rows: dict, fault: str) -> dict:
 
 @pytest.mark.parametrize("fault", ["another objective", "other returns"])
 def test_an_update_that_computes_something_else_is_not_timed(run, monkeypatch, fault):
-    learners, step = [], PPO.step
+    learners, descend = [], PPO.descend
 
     def only_the_first_is_right(self, rows):
         learners.append(self) if self not in learners else None
-        return step(self, rows if self is learners[0] else wrong(rows, fault))
+        return descend(self, rows if self is learners[0] else wrong(rows, fault))
 
-    monkeypatch.setattr(PPO, "step", only_the_first_is_right)
+    monkeypatch.setattr(PPO, "descend", only_the_first_is_right)
     with pytest.raises(SystemExit, match="the variants differ by"):
         run("iteration", TINY["iteration"])
 

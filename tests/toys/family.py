@@ -9,7 +9,8 @@ from torch import nn
 
 from reinflow.errors import UserError
 from reinflow.policies import FlowPolicy
-from reinflow.policies.flow import FlowConfig, interpolate
+from reinflow.policies.flow import FlowConfig
+from reinflow.policies.times import interpolate
 from reinflow.registry import Entry
 
 
