@@ -17,8 +17,8 @@ from reinflow.policies.gmm import GMM, GMMConfig
 from reinflow.policies.improved_meanflow import ImprovedMeanFlow
 from reinflow.policies.meanflow import MeanFlow, MeanFlowConfig
 from reinflow.policies.mip import MIP, MIPConfig
-from reinflow.policies.noisy import NoiseNetConfig, NoisyFlow
-from reinflow.policies.parts import ENCODERS, FAMILIES, NETS, FamilyWithoutNoise, PartConfig
+from reinflow.policies.noisy import NoisyFlow
+from reinflow.policies.parts import ENCODERS, FAMILIES, NETS, FamilyWithoutNoise, NoiseNetConfig, PartConfig
 from reinflow.policies.reflow import ReFlow
 from reinflow.policies.shortcut import Shortcut, ShortcutConfig
 from reinflow.policies.spec import PolicyConfig, PolicySpec, executed_slice

@@ -15,7 +15,7 @@ from reinflow.policies.spec import PolicySpec
 from reinflow.types import Obs, Stochastic
 
 if TYPE_CHECKING:
-    from reinflow.policies.noisy import NoiseNetConfig
+    from reinflow.policies.parts import NoiseNetConfig
 
 
 class Policy(nn.Module):

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from reinflow.errors import UserError
 from reinflow.policies.base import Policy
 from reinflow.policies.flow import FlowConfig, FlowPolicy
-from reinflow.policies.noisy import NoiseNetConfig, NoisyFlow
-from reinflow.policies.parts import NETS
+from reinflow.policies.noisy import NoisyFlow
+from reinflow.policies.parts import NETS, NoiseNetConfig
 from reinflow.policies.spec import PolicySpec
 from reinflow.policies.times import interpolate, time_grid
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from nets.velocity import VelocityNet
 from reinflow.policies.base import Policy
-from reinflow.policies.noisy import NoiseNetConfig, NoisyFlow
-from reinflow.policies.parts import FamilyConfig
+from reinflow.policies.noisy import NoisyFlow
+from reinflow.policies.parts import FamilyConfig, NoiseNetConfig
 from reinflow.policies.times import time_grid
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nets.noise import BoundedStd
 from reinflow.policies.base import Policy
-from reinflow.policies.noisy import NoiseNetConfig
+from reinflow.policies.parts import NoiseNetConfig
 from reinflow.policies.spec import PolicySpec
 from reinflow.policies.transition import Transition
 from reinflow.types import Kernel

@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from nets.noise import ExploreNoiseNet, StepNoise
+from reinflow.policies.parts import NoiseNetConfig
+from reinflow.policies.spec import PolicySpec
 from reinflow.policies.times import time_grid
 from reinflow.policies.transition import Transition
 from reinflow.types import Kernel
 
-if TYPE_CHECKING:
-    from reinflow.policies.flow import FlowPolicy
-
 TIME_EMBED_DIM = 64
 
 
-@dataclass(frozen=True)
-class NoiseNetConfig:
-    """The network that predicts the exploration noise."""
+@runtime_checkable
+class Stepwise(Protocol):
+    """What goes from noise to an action in steps, as flows do."""
 
-    noise_hidden_dim: int = 128
-    """width of its two hidden layers"""
-    noise_per_position: bool = False
-    """one std per chunk position and action dimension instead of one per action dimension"""
+    spec: PolicySpec
+    net: nn.Module
+
+    def initial_noise(self, rows: int, generator: torch.Generator | None = None) -> Float[Tensor, "b h a"]:
+        """Drawn x_0."""
+        ...
+
+    def step_means(
+        self, cond: Float[Tensor, "b z"], num_steps: int
+    ) -> Callable[[int, Float[Tensor, "b h a"]], Float[Tensor, "b h a"]]:
+        """(k, x_k) -> x_{k+1} without exploration noise."""
+        ...
+
+    def all_step_means(self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]) -> Float[Tensor, "b k h a"]:
+        """`step_means` at x_0 .. x_{K-1} of given chains, in one forward."""
+        ...
 
 
 class NoisyFlow(nn.Module):
     """Stochastic; shares the flow's network, so training it trains `policy`."""
 
-    def __init__(self, policy: FlowPolicy, num_steps: int, config: NoiseNetConfig):
+    def __init__(self, policy: Stepwise, num_steps: int, config: NoiseNetConfig):
         super().__init__()
         spec = policy.spec
         self.policy = policy

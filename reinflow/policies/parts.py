@@ -45,6 +45,16 @@ class FamilyWithoutNoise(FamilyConfig):
             )
 
 
+@dataclass(frozen=True)
+class NoiseNetConfig:
+    """The network that predicts the exploration noise."""
+
+    noise_hidden_dim: int = 128
+    """width of its two hidden layers"""
+    noise_per_position: bool = False
+    """one std per chunk position and action dimension instead of one per action dimension"""
+
+
 FAMILIES: Registry[Any] = Registry("policy family", flag="family")
 """build(spec, net) -> Policy"""
 NETS: Registry[nn.Module] = Registry("network", flag="net")

@@ -14,8 +14,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from reinflow.types import Centres
-
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -38,12 +36,12 @@ class Transition:
         return cls(means, stds, torch.stack(weights, 1) if weights else None)
 
     @classmethod
-    def of(cls, centres: Centres, stds: Float[Tensor, "b *k h a"]) -> Transition:
+    def of(cls, centres: Tensor | dict[str, Tensor], stds: Float[Tensor, "b *k h a"]) -> Transition:
         """From what a rollout kept."""
         return cls(**centres, stds=stds) if isinstance(centres, dict) else cls(centres, stds)
 
     @property
-    def centres(self) -> Centres:
+    def centres(self) -> Tensor | dict[str, Tensor]:
         """All but the stds, for a rollout to keep."""
         return self.means if self.log_weights is None else {"means": self.means, "log_weights": self.log_weights}
 
