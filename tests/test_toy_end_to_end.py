@@ -18,7 +18,7 @@ from reinflow.data.trajectories import Demos, Trajectory
 from reinflow.envs import EnvConfig, make_env
 from reinflow.envs.toy import toy_demos
 from reinflow.evaluation import evaluate
-from reinflow.policies import FAMILIES, Policy, PolicySpec, build_policy
+from reinflow.policies import Policy, PolicySpec, build_policy
 from reinflow.training.rollouts import collect
 from reinflow.types import ChunkEnv
 
@@ -90,8 +90,8 @@ def test_cloning_gets_about_half_and_reinflow_over_95_percent_in_two_minutes():
     assert tuned > 0.95
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != SPEC.family])
-def test_the_same_ppo_improves_every_other_family(family: str):
+@pytest.mark.parametrize("family", ["reflow", "gaussian"])  # half a minute each
+def test_the_same_ppo_improves_other_families(family: str):
     torch.manual_seed(0)
     env = make_env(EnvConfig(env_id="Toy-v0"), NUM_ENVS, SPEC.act_horizon, SPEC.obs_horizon, gamma=0.97)
     policy = clone(family, iterations=600)

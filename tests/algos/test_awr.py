@@ -12,7 +12,7 @@ import torch
 from reinflow.algos.awr import AdvantageWeightedRegression, AWRConfig, advantage_weights, effective_sample_size
 from reinflow.algos.bc import BCConfig
 from reinflow.algos.critics import CriticConfig, Critics
-from reinflow.policies import FAMILIES, Policy
+from reinflow.policies import Policy
 
 MakePolicy = Callable[..., Policy]
 
@@ -114,7 +114,7 @@ def make_learner(policy: Policy, beta: float, total_iters: int = 200) -> Advanta
     return AdvantageWeightedRegression(policy, config, AWRConfig(beta=beta), critics, total_iters)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["shortcut", "gaussian"])  # half a minute each
 def test_the_policy_prefers_the_rewarded_mode_and_without_weights_it_does_not(make_policy: MakePolicy, family):
     test = {"state": torch.randn(200, 2, 5)}
     means = {}
