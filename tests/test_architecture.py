@@ -158,9 +158,7 @@ def reached(graph: dict[str, set[str]], start: str) -> set[str]:
 
 
 KNOW_EACH_OTHERS_TYPES = {
-    frozenset({"reinflow.types", "reinflow.policies.transition"}),
     frozenset({"reinflow.envs.config", "reinflow.envs.suite"}),
-    frozenset({"reinflow.policies.base", "reinflow.policies.flow", "reinflow.policies.noisy"}),
     frozenset({"reinflow.policies.parts", "reinflow.policies.spec"}),
 }
 """a reader has to follow imports for type checkers, too, so there are few; none leads from algorithms to the agent"""
