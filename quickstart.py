@@ -47,7 +47,7 @@ EFFORTS = {
         ("--total_iters", "400", "--num_threads", "1"),
         330_000,
     ),
-    "mlp": Effort((), ("--num_threads", "1"), 220_000),
+    "mlp": Effort((), ("--total_iters", "400", "--num_threads", "1"), 250_000),
 }
 
 
@@ -61,8 +61,8 @@ class Config:
     """demonstrations to clone"""
     seed: int = 0
     """seed of every step"""
-    net: Literal["unet", "mlp"] = "unet"
-    """the ShortCut UNet, or the MLP, which is faster per env step and needs more of them"""
+    net: Literal["unet", "mlp"] = "mlp"
+    """the MLP, or the ShortCut UNet, which takes longer"""
     total_timesteps: int | None = None
     """env steps of Stage 3; None takes what suits the network"""
     num_eval_episodes: int = 200

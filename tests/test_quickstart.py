@@ -20,7 +20,7 @@ PRESETS = {
 ROW = {"success_once": 0.5, "success_at_end": 0.25, "return": 1.0}
 
 
-@pytest.mark.parametrize(("net", "env_steps"), [("unet", 330_000), ("mlp", 900_000)])
+@pytest.mark.parametrize(("net", "env_steps"), [("unet", 330_000), ("mlp", 250_000)])
 def test_every_step_parses_and_continues_from_the_one_before(tmp_path, monkeypatch, capsys, net, env_steps):
     module, configs = script("quickstart"), {}
 
