@@ -24,6 +24,7 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def heads_together(x: Float[Tensor, "b g t f"]) -> Float[Tensor, "b t g*f"]:
+    """All heads' results of a token side by side, as the layer after attention takes them."""
     return x.transpose(1, 2).flatten(2)
 
 
@@ -45,6 +46,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "b t f"]) -> Float[Tensor, "b t f"]:
+        """What each token reads from all of them, itself included; whoever calls it adds the skip."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.out(heads_together(self.attention(q, k, v)))
 
@@ -61,6 +63,7 @@ class Memory(nn.Linear):
         self.shape = (depth, 2, heads, width // heads)
 
     def forward(self, tokens: Float[Tensor, "b m f"]) -> Float[Tensor, "b n"]:
+        """Token by token the keys and values of every block, in one row that `read` takes apart."""
         return super().forward(tokens).flatten(1)
 
     def read(self, flat: Float[Tensor, "b n"]) -> tuple[Float[Tensor, "2 b g m e"], ...]:
@@ -79,6 +82,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "b t f"], memory: Float[Tensor, "2 b g m e"]) -> Float[Tensor, "b t f"]:
+        """What each token reads from one block's keys and values; whoever calls it adds the skip."""
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return self.out(heads_together(attend(q, *memory)))
 

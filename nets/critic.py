@@ -41,6 +41,7 @@ class ValueNetwork(nn.Module):
                 parameter.mul_(last_layer_scale)
 
     def forward(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b"]:
+        """Expected discounted return per row, in units of the reward: `scale` times what the net gives."""
         return self.scale * self.net(cond).squeeze(-1)
 
     @property
@@ -84,6 +85,7 @@ class PrivilegedValueNetwork(ValueNetwork):
             self.fitted.fill_(True)
 
     def forward(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b"]:
+        """V of full states in the env's own units, which are normalised here."""
         return super().forward(self.normalizer.normalize(cond))
 
 
@@ -97,6 +99,7 @@ class BatchedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(num, 1, out_dim).uniform_(-bound, bound))
 
     def forward(self, x: Float[Tensor, "q b i"]) -> Float[Tensor, "q b o"]:
+        """x W + bias, with weights of its own for each of the `q` slices of `x`."""
         return torch.baddbmm(self.bias, x, self.weight)
 
 
@@ -109,6 +112,7 @@ class BatchedLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num, 1, width))
 
     def forward(self, x: Float[Tensor, "q b w"]) -> Float[Tensor, "q b w"]:
+        """Each row normalised over its width, then scaled and shifted by its member's own numbers."""
         return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:]), self.weight)
 
 

@@ -51,6 +51,7 @@ class ModulatedNorm(nn.LayerNorm):
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "b h f"], shift: Float[Tensor, "b 1 f"], scale: Float[Tensor, "b 1 f"]
     ) -> Float[Tensor, "b h f"]:
+        """norm(x) (1 + scale) + shift, with one shift and scale per row for all its tokens."""
         return torch.addcmul(shift, super().forward(x), 1 + scale)
 
 
@@ -67,6 +68,7 @@ class DiTBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b h f"], shares: Float[Tensor, "b nine_f"], memory: Float[Tensor, "2 b g m e"]
     ) -> Float[Tensor, "b h f"]:
+        """`shares` holds shift, scale and gate of each layer in turn; where all gates are 0, `x` stays as it is."""
         s = shares.unsqueeze(1).chunk(BLOCK_SHARES, dim=-1)
         x = torch.addcmul(x, s[2], self.among(self.norm(x, s[0], s[1])))
         x = torch.addcmul(x, s[5], self.across(self.norm(x, s[3], s[4]), memory))
@@ -97,18 +99,23 @@ class CrossAttentionDiT(VelocityNet):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
+        """The DiT blocks; each gives (b h f), one token per chunk position."""
         return tuple(self.layers)
 
     def times(self, timestep: Float[Tensor, "b"], step_size: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:
+        """Shifts, scales and gates of all blocks and of the last layer in one row, all 0 in a new net."""
         return self.modulation(F.silu(self.step_embedding(timestep, step_size)))
 
     def condition(self, global_cond: Float[Tensor, "b z"]) -> Float[Tensor, "b f"]:
+        """Keys and values that the blocks read from the observation's tokens, in one row."""
         return self.memory(self.cond_in(global_cond))
 
     def joined(self, times: Float[Tensor, "... f"], condition: Float[Tensor, "... g"]) -> Float[Tensor, "... f+g"]:
+        """The modulation first, then keys and values."""
         return side_by_side(times, condition)
 
     def velocity(self, sample: Float[Tensor, "b h a"], features: Float[Tensor, "b f"]) -> Float[Tensor, "b h a"]:
+        """Each chunk position is a token. ValueError for chunks of a shape that the net wasn't made for."""
         check_chunk(sample, self.chunk_shape)
         modulation = sum(self.share_dims)
         *shares, last = features[:, :modulation].split(self.share_dims, dim=1)

@@ -25,6 +25,7 @@ class SinusoidalEmbedding(nn.Module):
         self.register_buffer("frequencies", max_frequency * frequency_ratio**-exponents, persistent=False)
 
     def forward(self, time: Float[Tensor, "b"]) -> Float[Tensor, "b dim"]:
+        """All sines and then all cosines, each from the fastest wave to the slowest."""
         phase = time.unsqueeze(-1) * self.frequencies
         return torch.cat((phase.sin(), phase.cos()), dim=-1)
 
@@ -50,4 +51,5 @@ class StepEmbedding(nn.Module):
         self.step_size = TimeEmbedding(dim, hidden_factor)
 
     def forward(self, timestep: Float[Tensor, "b"], step_size: Float[Tensor, "b"]) -> Float[Tensor, "b two_dim"]:
+        """The embedding of flow time first, then that of the step size."""
         return torch.cat((self.timestep(timestep), self.step_size(step_size)), dim=-1)

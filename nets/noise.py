@@ -42,10 +42,12 @@ class BoundedStd(nn.Module):
 
     @property
     def min_std(self) -> Float[Tensor, ""]:
+        """The lower bound, as a tensor on the device; no std reaches it."""
         return self.log_min_std.exp()
 
     @property
     def max_std(self) -> Float[Tensor, ""]:
+        """The upper bound, as a tensor on the device; no std reaches it."""
         return self.log_max_std.exp()
 
     def squash(self, drive: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:

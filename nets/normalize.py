@@ -91,6 +91,7 @@ class PictureNormalizer(nn.Module):
         self.register_buffer("std", torch.ones(channels, 1, 1))
 
     def normalize(self, picture: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
+        """How far each pixel is from the mean picture, in stds of its channel."""
         return (picture - self.mean) / self.std
 
     def fit_(self, pictures: Float[Tensor, "b c y x"]) -> None:

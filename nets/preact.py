@@ -53,15 +53,19 @@ class PreactVelocityMLP(VelocityNet):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
+        """The residual blocks, of two layers each; each gives (b f), one hidden row for the whole chunk."""
         return tuple(self.layers)
 
     def times(self, timestep: Float[Tensor, "b"], step_size: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:
+        """Both embeddings through a linear layer: a term of the first hidden row."""
         return self.step_in(self.step_embedding(timestep, step_size))
 
     def condition(self, global_cond: Float[Tensor, "b z"]) -> Float[Tensor, "b f"]:
+        """The condition through `condition_net`: a term of the first hidden row."""
         return self.cond_in(global_cond)
 
     def velocity(self, sample: Float[Tensor, "b h a"], features: Float[Tensor, "b f"]) -> Float[Tensor, "b h a"]:
+        """The chunk passes the net as one row. ValueError for chunks of a shape that the net wasn't made for."""
         check_chunk(sample, self.chunk_shape)
         hidden = self.sample_in(sample.flatten(1)) + features
         for layer in self.layers:

@@ -46,6 +46,7 @@ class TransformerBlock(nn.Module):
         self.feed_forward = FeedForward(width)
 
     def forward(self, x: Float[Tensor, "b h f"], memory: Float[Tensor, "2 b g m e"]) -> Float[Tensor, "b h f"]:
+        """Every layer adds to `x`; `memory` holds the keys and values of this block."""
         x = x + self.among(self.norms[0](x))
         x = x + self.across(self.norms[1](x), memory)
         return x + self.feed_forward(self.norms[2](x))
@@ -72,19 +73,24 @@ class VelocityTransformer(VelocityNet):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
+        """The Transformer blocks; each gives (b h f), one token per chunk position."""
         return tuple(self.layers)
 
     def times(self, timestep: Float[Tensor, "b"], step_size: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:
+        """Keys and values of the one token that both embeddings make, in one row."""
         token = self.step_in(self.step_embedding(timestep, step_size)).unsqueeze(1)
         return self.memory(self.encoder(token))
 
     def condition(self, global_cond: Float[Tensor, "b z"]) -> Float[Tensor, "b f"]:
+        """Keys and values of the observation's tokens, in one row."""
         return self.memory(self.encoder(self.cond_in(global_cond)))
 
     def joined(self, times: Float[Tensor, "... f"], condition: Float[Tensor, "... g"]) -> Float[Tensor, "... f+g"]:
+        """One memory: the token of the times first, then those of the observation."""
         return side_by_side(times, condition)
 
     def velocity(self, sample: Float[Tensor, "b h a"], features: Float[Tensor, "b f"]) -> Float[Tensor, "b h a"]:
+        """Each chunk position is a token. ValueError for chunks of a shape that the net wasn't made for."""
         check_chunk(sample, self.chunk_shape)
         hidden = self.sample_in(sample) + self.place
         for layer, memory in zip(self.layers, self.memory.read(features), strict=True):

@@ -39,6 +39,7 @@ class LocalConv1d(nn.Conv1d):
         super().__init__(in_dim, out_dim, kernel_size, padding=self.centre)
 
     def forward(self, x: Float[Tensor, "b i h"]) -> Float[Tensor, "b o h"]:
+        """The same convolution by whichever product is fastest for this number of rows and this length."""
         rows, _, length = x.shape
         centre = self.centre
         if rows <= self.few_rows and x.device.type == "cpu":
@@ -75,6 +76,7 @@ class FiLMResidualBlock(nn.Module):
         self.skip = nn.Conv1d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
 
     def forward(self, x: Float[Tensor, "b i h"], film: Float[Tensor, "b two_o"]) -> Float[Tensor, "b o h"]:
+        """`film` holds gains for the channels between both convolutions, then their biases; zeros change nothing."""
         gain, bias = film.unsqueeze(-1).chunk(2, dim=1)
         hidden = torch.addcmul(bias, self.first(x), 1 + gain)
         return self.second(hidden) + self.skip(x)
@@ -123,16 +125,20 @@ class ShortCutVelocityUNet1D(VelocityNet):
 
     @property
     def blocks(self) -> Sequence[FiLMResidualBlock]:
+        """The FiLM blocks of the way down, the middle and the way up; each gives (b channels h) of its level."""
         # modules come in the order in which they were registered, which is that of their use
         return tuple(module for module in self.modules() if isinstance(module, FiLMResidualBlock))
 
     def times(self, timestep: Float[Tensor, "b"], step_size: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:
+        """The times' terms in the FiLM gains and biases of all blocks, in one row."""
         return self.film_step(F.mish(self.step_embedding(timestep, step_size)))
 
     def condition(self, global_cond: Float[Tensor, "b z"]) -> Float[Tensor, "b f"]:
+        """The condition's terms in the FiLM gains and biases of all blocks, in one row."""
         return self.film_cond(F.mish(self.cond_in(global_cond)))
 
     def velocity(self, sample: Float[Tensor, "b h a"], features: Float[Tensor, "b f"]) -> Float[Tensor, "b h a"]:
+        """Down the levels and up again, with skips. ValueError for a chunk length that they can't halve."""
         horizon = sample.shape[1]
         if horizon % self.horizon_factor:
             factor, levels = self.horizon_factor, len(self.down)

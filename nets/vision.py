@@ -80,6 +80,7 @@ class PlainConv(nn.Module):
         keep_variance_(self)
 
     def forward(self, picture: Float[Tensor, "b c y x"]) -> Float[Tensor, "b f"]:
+        """Features of normalised pictures: a linear layer over all places of the last map."""
         return self.out(self.conv(picture).flatten(1))
 
 
@@ -110,6 +111,7 @@ class ResNet18(nn.Module):
         keep_variance_(self)
 
     def forward(self, picture: Float[Tensor, "b c y x"]) -> Float[Tensor, "b f"]:
+        """Features of normalised pictures: a linear layer over the places of 32 keypoints."""
         return self.out(expected_coordinates(self.keypoints(self.blocks(self.stem(picture)))))
 
 
@@ -132,6 +134,7 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c2 y2 x2"]:
+        """Body plus shortcut, rectified; height and width are divided by the stride."""
         return F.relu(self.body(x) + self.shortcut(x))
 
 

@@ -26,6 +26,7 @@ class ViTBlock(nn.Module):
         self.feed_forward = FeedForward(width)
 
     def forward(self, x: Float[Tensor, "b p f"]) -> Float[Tensor, "b p f"]:
+        """Both layers add to the tokens, each behind a norm of its own."""
         x = x + self.among(self.norms[0](x))
         return x + self.feed_forward(self.norms[1](x))
 
@@ -39,6 +40,7 @@ class SpatialEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.randn(width, out_dim) * (2 / width) ** 0.5)
 
     def forward(self, x: Float[Tensor, "b p f"]) -> Float[Tensor, "b out"]:
+        """Per number of the result, the weighted sum over channels of what it sees there."""
         return torch.einsum("bfo,fo->bo", self.look(x.transpose(1, 2)), self.weight)
 
 
@@ -71,5 +73,6 @@ class ViT(nn.Module):
         self.out = SpatialEmbedding(down * across, width, out_dim)
 
     def forward(self, picture: Float[Tensor, "b c y x"]) -> Float[Tensor, "b f"]:
+        """Features of normalised pictures: the spatial embedding of the last block's tokens."""
         tokens = self.patches(picture).flatten(2).transpose(1, 2) + self.place
         return self.out(self.blocks(tokens))

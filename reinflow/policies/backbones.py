@@ -46,6 +46,7 @@ class UNetConfig(TimedConfig):
             raise UserError(f"each of --unet_dims {self.unet_dims} must be a multiple of --n_groups {self.n_groups}")
 
     def check(self, spec: PolicySpec) -> None:
+        """UserError where the chunk's length can't be halved from level to level."""
         factor = 2 ** (len(self.unet_dims) - 1)
         if spec.pred_horizon % factor:
             raise UserError(
@@ -70,6 +71,7 @@ class MLPConfig(TimedConfig):
 
 
 def unet(spec: PolicySpec) -> ShortCutVelocityUNet1D:
+    """The UNet for chunks and conditions of `spec`, of the size that its `UNetConfig` says."""
     options: UNetConfig = spec.net_options
     return ShortCutVelocityUNet1D(
         input_dim=spec.action_dim,
@@ -81,6 +83,7 @@ def unet(spec: PolicySpec) -> ShortCutVelocityUNet1D:
 
 
 def mlp(spec: PolicySpec) -> ShortCutVelocityMLP:
+    """The residual MLP for chunks and conditions of `spec`, of the size that its `MLPConfig` says."""
     options: MLPConfig = spec.net_options
     return ShortCutVelocityMLP(
         spec.action_dim,
@@ -93,15 +96,18 @@ def mlp(spec: PolicySpec) -> ShortCutVelocityMLP:
 
 
 def preact(spec: PolicySpec) -> PreactVelocityMLP:
+    """The MLP of DPPO for chunks and conditions of `spec`, of the size that its `PreactMLPConfig` says."""
     return PreactVelocityMLP(spec.action_dim, spec.pred_horizon, spec.cond_dim, spec.net_options)
 
 
 def transformer(spec: PolicySpec) -> VelocityTransformer:
+    """The Transformer for chunks of `spec`. UserError where picture features can't be cut into its tokens."""
     layout = cond_layout(spec, spec.net_options.transformer_picture_tokens)
     return VelocityTransformer(spec.action_dim, spec.pred_horizon, layout, spec.net_options)
 
 
 def dit(spec: PolicySpec) -> CrossAttentionDiT:
+    """The DiT for chunks of `spec`. UserError where picture features can't be cut into its tokens."""
     layout = cond_layout(spec, spec.net_options.dit_picture_tokens)
     return CrossAttentionDiT(spec.action_dim, spec.pred_horizon, layout, spec.net_options)
 

@@ -36,6 +36,7 @@ class Policy(nn.Module):
         self.action_normalizer.fit_(actions)
 
     def encode(self, obs: Obs) -> Float[Tensor, "b z"]:
+        """The condition of each observation history, normalised: what `loss` and `sample` take."""
         return self.encoder(obs)
 
     def normalize_chunk(self, chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
@@ -48,6 +49,7 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are, and so where noise is drawn."""
         return self.action_normalizer.shift.device
 
     def start_from(self, noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
@@ -76,6 +78,7 @@ class Policy(nn.Module):
     def sample(
         self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"], num_steps: int | None = None
     ) -> Float[Tensor, "b h a"]:
+        """The normalised chunk that x_0 = `noise` leads to; None takes the spec's steps. Every family has its own."""
         raise NotImplementedError
 
     def chain(self, num_steps: int, config: NoiseNetConfig) -> Stochastic:

@@ -59,6 +59,7 @@ class Consistency(FlowPolicy):
 
     @property
     def teacher_path(self) -> str | None:
+        """Checkpoint of the ReFlow that it is distilled from; None is consistency training, without one."""
         return self.config.teacher_path
 
     def learn_from_(self, teacher: Policy) -> None:
@@ -104,6 +105,7 @@ class Consistency(FlowPolicy):
         return lambda k, x: (k + 1) / num_steps * ended(x, velocity(k, x), times[k : k + 1])
 
     def all_step_means(self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]) -> Float[Tensor, "b k h a"]:
+        """t_{k+1} f(x_k, t_k) of every state of given chains, in one forward of b*k rows."""
         times, d = time_grid(x.shape[1], x.device)
         ends = ended(x, self.avg_velocity_grid(x, times, 1 - times, cond), times)
         return (times + d)[:, None, None] * ends
@@ -123,6 +125,7 @@ class Consistency(FlowPolicy):
         return x
 
     def chain(self, num_steps: int, config: NoiseNetConfig) -> NoisyConsistency:
+        """Explores by new noise where sampling puts x_0 back, and by learned noise besides."""
         return NoisyConsistency(self, num_steps, config)
 
 
@@ -132,6 +135,7 @@ class NoisyConsistency(NoisyFlow):
     policy: Consistency
 
     def stds(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b k h a"]:
+        """Of the learned noise and the noise put back together: sqrt(learned^2 + back^2), of every step."""
         scale = self.policy.spec.initial_noise_scale
         back = scale * torch.tensor(self.policy.noise_back(self.num_steps), device=cond.device)
         return torch.hypot(super().stds(cond), back[:, None, None])

@@ -55,6 +55,7 @@ class DDPM(FlowPolicy):
         self.register_buffer("alpha", cosine_alphas(self.config.diffusion_steps), persistent=False)
 
     def steps_warning(self, num_steps: int) -> str | None:
+        """A sentence where K is 1: the noise in pure noise says nothing of actions."""
         if num_steps > 1:
             return None
         return "K = 1: a diffusion policy knows nothing of actions at pure noise, choose several denoising steps"
@@ -76,6 +77,7 @@ class DDPM(FlowPolicy):
         return alpha, (1 - alpha.square()).sqrt()
 
     def times(self, index: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """What the network is shown of an index i: 1 - (i + 1) / T, so 0 is the noisiest level."""
         return 1 - (index + 1) / self.config.diffusion_steps
 
     def indices(self, num_steps: int, device: torch.device) -> Int[Tensor, "k"]:
@@ -93,6 +95,7 @@ class DDPM(FlowPolicy):
         return lambda k, x: self.stepped(x, noise(k, x), *factors[k])
 
     def all_step_means(self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]) -> Float[Tensor, "b k h a"]:
+        """x_{k+1} by DDIM's rule of every state of given chains, in one forward of b*k rows."""
         index = self.indices(x.shape[1], x.device)
         times = self.times(index)
         noise = cast(VelocityNet, self.net).grid(x, times, torch.zeros_like(times), cond)

@@ -20,6 +20,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, policy: Policy) -> None:
+        """Move the average towards the policy's weights, and copy its buffers as they are."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.module.parameters()), list(policy.parameters()), 1 - decay)
         for mine, theirs in zip(self.module.buffers(), policy.buffers(), strict=True):
@@ -27,8 +28,10 @@ class EMA:
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
+        """The average, its tensors live, and how many updates it has seen."""
         return {"updates": self.updates, "module": self.module.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`, with the decay that its updates give."""
         self.updates = state["updates"]
         self.module.load_state_dict(state["module"])

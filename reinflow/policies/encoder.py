@@ -40,6 +40,7 @@ class ObsEncoder(nn.Module):
             self.picture_normalizer.fit_(self._pixels(pictures))
 
     def forward(self, obs: Obs) -> Float[Tensor, "b z"]:
+        """The condition of each row; pictures are read only where the spec has them."""
         state = self.state_normalizer.normalize(obs["state"])
         if self.visual is None:
             return state.flatten(1)

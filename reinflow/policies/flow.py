@@ -84,4 +84,5 @@ class FlowPolicy(Policy):
         return x
 
     def chain(self, num_steps: int, config: NoiseNetConfig) -> NoisyFlow:
+        """Its own steps, with learned noise added to each (ReinFlow, arXiv:2505.22094)."""
         return NoisyFlow(self, num_steps, config)

@@ -31,6 +31,7 @@ class Gaussian(Policy):
         self.std_bounds = BoundedStd()
 
     def mean(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b h a"]:
+        """What the network gives at x = 0, t = 0, d = 1: the normalised chunk in the distribution's centre."""
         x = self.start(cond)
         t = torch.zeros_like(cond[:, 0])
         return self.net(x, t, torch.ones_like(t), cond)
@@ -52,14 +53,17 @@ class Gaussian(Policy):
         return self
 
     def start(self, cond: Float[Tensor, "b z"], generator: torch.Generator | None = None) -> Float[Tensor, "b h a"]:
+        """Zeros, for which nothing is drawn: the one step does not depend on x_0."""
         return cond.new_zeros(len(cond), *self.spec.chunk_shape)
 
     def kernel(self, cond: Float[Tensor, "b z"]) -> Kernel:
+        """One step: N(mean, std), whatever x_0 is."""
         mean = self.mean(cond)
         std = self.std_bounds.squash(self.std_drive).expand(mean.shape)
         return lambda k, x: Transition(mean, std)
 
     def steps(self, x: Float[Tensor, "b 1 h a"], cond: Float[Tensor, "b z"]) -> Transition:
+        """The one step of each chain, which depends on the condition alone."""
         return Transition.stacked([self.kernel(cond)(0, x[:, 0])])
 
     def set_noise_bounds_(self, min_std: float, max_std: float) -> None:
@@ -71,4 +75,5 @@ class Gaussian(Policy):
         return self.net.parameters()
 
     def noise_parameters(self) -> Iterator[nn.Parameter]:
+        """One number per action dimension, which the bounds turn into a std."""
         yield self.std_drive

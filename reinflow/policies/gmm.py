@@ -44,6 +44,7 @@ class GMMConfig(FamilyConfig):
             raise UserError("--modes must be at least 1 and --mode_std positive")
 
     def check(self, spec: PolicySpec) -> None:
+        """UserError for more modes than a chunk has numbers, since x_0 chooses by one number per mode."""
         numbers = spec.pred_horizon * spec.action_dim
         if self.modes > numbers:
             raise UserError(
@@ -89,9 +90,11 @@ class GMM(Gaussian):
         return self.kernel(cond)(0, noise).mean_from(noise)
 
     def start(self, cond: Float[Tensor, "b z"], generator: torch.Generator | None = None) -> Float[Tensor, "b h a"]:
+        """Standard normal x_0, whatever `initial_noise_scale` is: it chooses a mode by the weights."""
         return torch.randn(len(cond), *self.spec.chunk_shape, generator=generator, device=cond.device)
 
     def kernel(self, cond: Float[Tensor, "b z"]) -> Kernel:
+        """One step: the mixture with the std for exploration; x_0 only chooses the mode."""
         law = self.mixture(cond, self.std_bounds.squash(self.std_drive))
         return lambda k, x: law
 

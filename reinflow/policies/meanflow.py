@@ -61,9 +61,11 @@ class MeanFlow(FlowPolicy):
         self.config: MeanFlowConfig = spec.family_options
 
     def time_label(self, t: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """`time_scale` times t, which slows the embedding's waves down."""
         return self.config.time_scale * t
 
     def step_label(self, d: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """`time_scale` times d, which slows the embedding's waves down."""
         return self.config.time_scale * d
 
     def loss(

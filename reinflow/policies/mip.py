@@ -57,6 +57,7 @@ class MIP(FlowPolicy):
         return torch.where(first, 0.0, self.config.correction_time)
 
     def start_from(self, noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
+        """Zeros: the first regression sees no noise."""
         return torch.zeros_like(noise)
 
     def step_means(
@@ -69,6 +70,7 @@ class MIP(FlowPolicy):
         return lambda k, x: shares[k] * action(k, x if k else torch.zeros_like(x))
 
     def all_step_means(self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]) -> Float[Tensor, "b k h a"]:
+        """`step_means` at all states of given chains, in one forward of b*k rows; the first reads zeros for x_0."""
         times = self.times(x.shape[1], x.device)
         shares = torch.tensor(self.shares(x.shape[1]), device=x.device)
         x = torch.cat((torch.zeros_like(x[:, :1]), x[:, 1:]), 1)

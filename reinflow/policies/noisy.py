@@ -59,6 +59,7 @@ class NoisyFlow(nn.Module):
         self.noisy_net = StepNoise(noise_net, TIME_EMBED_DIM)
 
     def start(self, cond: Float[Tensor, "b z"], generator: torch.Generator | None = None) -> Float[Tensor, "b h a"]:
+        """x_0 as the policy draws it; learned noise comes to the steps alone."""
         return self.policy.initial_noise(len(cond), generator)
 
     def kernel(self, cond: Float[Tensor, "b z"]) -> Kernel:
@@ -85,5 +86,6 @@ class NoisyFlow(nn.Module):
         return self.policy.net.parameters()
 
     def noise_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the noise network and of its own embedding of time."""
         yield from self.noisy_net.explore_noise_net.parameters()
         yield from self.noisy_net.time_embedding.parameters()

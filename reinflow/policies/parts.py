@@ -38,6 +38,7 @@ class FamilyWithoutNoise(FamilyConfig):
     """Options of a family that acts as a function of what it sees."""
 
     def check(self, spec: PolicySpec) -> None:
+        """UserError for an `initial_noise_scale` other than 1: such a family acts without x_0."""
         if spec.initial_noise_scale != 1:
             raise UserError(
                 f"--initial_noise_scale is for what starts from noise, and --family {spec.family} does not: "

@@ -14,6 +14,7 @@ class ReFlow(FlowPolicy):
     """Regressable and Samplable; needs several steps where the data has several modes."""
 
     def step_label(self, d: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """0 for any step size: the network knows the velocity at one instant only."""
         return torch.zeros_like(d)
 
     def loss(

@@ -73,6 +73,7 @@ class Shortcut(FlowPolicy):
         return torch.where(not_above, 1.0 / steps, 0.0).amax(1)
 
     def steps_warning(self, num_steps: int) -> str | None:
+        """A sentence where 1/K is not a trained step size, unless K is more than any trained number of steps."""
         trained = self.trained_steps().tolist()
         if num_steps in trained or num_steps > max(trained):
             return None

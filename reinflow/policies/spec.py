@@ -127,14 +127,17 @@ class PolicySpec(PolicyConfig):
 
     @property
     def cond_dim(self) -> int:
+        """Numbers in a condition: state and picture features of every observation of a history."""
         return self.obs_horizon * (self.state_dim + (self.visual_feature_dim if self.image else 0))
 
     @property
     def executed(self) -> slice:
+        """Rows of a predicted chunk that the env executes, from that of the newest observation on."""
         return executed_slice(self.obs_horizon, self.act_horizon)
 
     @property
     def chunk_shape(self) -> tuple[int, int]:
+        """(prediction horizon, action dim) of a chunk."""
         return (self.pred_horizon, self.action_dim)
 
     def to_dict(self) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Spread:
     """share of states where x_0 = 0 leads to an action that x_0 ~ N(0, I) hardly ever leads to"""
 
     def metrics(self) -> dict[str, float]:
+        """Both shares under the names that they are logged by."""
         return {"policy/action_spread": self.over_x_0, "policy/lonely_centre": self.lonely}
 
     def warning(self, initial_noise_scale: float) -> str | None:

@@ -88,4 +88,5 @@ def kl_normal(old_mean: Tensor, old_std: Tensor, mean: Tensor, std: Tensor) -> T
 
 
 def scored_sum(values: Float[Tensor, "b k h a"], scored: Bool[Tensor, "k h a"]) -> Float[Tensor, "b"]:
+    """Per row, the sum over all steps of those numbers that count."""
     return (values * scored).sum((1, 2, 3))
