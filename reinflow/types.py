@@ -92,6 +92,7 @@ class EnvSpec:
 
     @property
     def action_dim(self) -> int:
+        """Numbers in one action."""
         return len(self.action_low)
 
 
@@ -154,7 +155,9 @@ class BatchedEnv(Protocol):
         """Go on from a `state` of equal envs, to the bit; False where that fails, and `reset` has to follow."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free what the simulator holds; no other call may follow."""
+        ...
 
 
 @dataclass
@@ -192,6 +195,7 @@ class ChunkStep:
 
     @property
     def ended(self) -> Bool[Tensor, "n"]:
+        """Whether the task or the time limit ended the episode; a broken decision is neither."""
         return self.terminated | self.truncated
 
 
@@ -203,7 +207,9 @@ class ChunkEnv(Protocol):
     spec: EnvSpec
     obs_horizon: int
 
-    def reset(self, seed: Seed = None) -> Obs: ...
+    def reset(self, seed: Seed = None) -> Obs:
+        """Start a new episode in every env; each history is its first frame, repeated."""
+        ...
 
     def rebuild(self, seeds: list[int]) -> None:
         """Give every env the geometry of its seed; a reset has to follow. Nothing where geometry is not drawn."""
@@ -221,7 +227,9 @@ class ChunkEnv(Protocol):
         """Go on from a `state` of equal envs, to the bit; None where that fails, and `reset` has to follow."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free what the simulator holds, its processes included; no other call may follow."""
+        ...
 
 
 Centres = Tensor | dict[str, Tensor]
@@ -252,6 +260,7 @@ class Chain:
 
     @property
     def chunk(self) -> Float[Tensor, "b h a"]:
+        """x_K, the unclipped, normalised action chunk."""
         return self.states[:, -1]
 
 
@@ -275,7 +284,9 @@ class Samplable(Protocol):
 
     def sample(
         self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"], num_steps: int | None = None
-    ) -> Float[Tensor, "b h a"]: ...
+    ) -> Float[Tensor, "b h a"]:
+        """The normalised chunk that x_0 = `noise` leads to, in as many steps as the spec says where none are given."""
+        ...
 
 
 Kernel = Callable[[int, Tensor], "Transition"]

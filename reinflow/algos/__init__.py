@@ -1,0 +1,1 @@
+"""How policies learn, whatever their family: losses, critics, advantages, noise schedules and gradient steps."""

@@ -75,6 +75,7 @@ class ActorCritic(nn.Module):
         self.num_scored = int(self.scored.sum()) + initial
 
     def encode(self, obs: Obs) -> Float[Tensor, "b z"]:
+        """The condition of an observation in float32, computed in bfloat16 where acceleration asks for that."""
         if not self.bf16_encoder:
             return self.policy.encode(obs)
         with torch.autocast(self.policy.device.type, torch.bfloat16):
@@ -99,6 +100,7 @@ class ActorCritic(nn.Module):
         return stored if isinstance(stored, Tensor) else self.encode(stored)
 
     def to_action(self, chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b e a"]:
+        """The executed slice of a normalised chunk, limited to the demonstrated range, in env units."""
         return self.policy.to_action(chunk)
 
     @torch.no_grad()

@@ -155,9 +155,11 @@ class Critics(nn.Module):
         return q
 
     def training_state(self) -> dict[str, Any]:
+        """What a resume needs of Qs, their targets, V and the optimiser, its tensors live."""
         return {"critics": self.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `training_state`, the optimiser's moments included."""
         self.load_state_dict(state["critics"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.guard.reset()

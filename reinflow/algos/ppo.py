@@ -291,9 +291,11 @@ class PPO:
         return {"value_loss": loss.detach(), "grad_norm_critic": norm}
 
     def state_dict(self) -> dict[str, Any]:
+        """Both optimisers, their tensors live; the agent's weights are saved elsewhere."""
         return {"actor": self.actor_optimizer.state_dict(), "critic": self.critic_optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`; captured graphs and the count of skipped steps are dropped."""
         self.actor_optimizer.load_state_dict(state["actor"])
         self.critic_optimizer.load_state_dict(state["critic"])
         self.guard.reset()
@@ -301,6 +303,7 @@ class PPO:
 
 
 def detached(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors without their gradients' history, as metrics are kept."""
     return {name: value.detach() for name, value in values.items()}
 
 

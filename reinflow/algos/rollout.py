@@ -60,6 +60,7 @@ class RolloutBuffer:
 
     @property
     def full(self) -> bool:
+        """Whether all decisions are there, after which `add` refuses another."""
         return bool(self.data) and self.count == len(self.data["reward"])
 
     def reset(self) -> None:

@@ -86,10 +86,14 @@ class Rhythm(Protocol):
     """How often a run is evaluated and saved, in iterations."""
 
     @property
-    def eval_freq(self) -> int: ...
+    def eval_freq(self) -> int:
+        """Iterations between evaluations; 0 has none between the first and the last."""
+        ...
 
     @property
-    def save_freq(self) -> int: ...
+    def save_freq(self) -> int:
+        """Iterations between resumable checkpoints; 0 saves only at the end."""
+        ...
 
 
 class Counters(Protocol):
@@ -108,13 +112,19 @@ class Loop(Protocol):
     """whether an iteration may end in its middle, so that a resume goes back to its start"""
 
     @property
-    def learner(self) -> Learner: ...
+    def learner(self) -> Learner:
+        """What it trains; a trainer evaluates and saves it."""
+        ...
 
     @property
-    def config(self) -> Rhythm: ...
+    def config(self) -> Rhythm:
+        """How often it is evaluated and saved."""
+        ...
 
     @property
-    def state(self) -> Counters: ...
+    def state(self) -> Counters:
+        """Where it is; the trainer notes in it what was evaluated."""
+        ...
 
     @property
     def count(self) -> int:
@@ -190,18 +200,22 @@ class Offline:
 
     @property
     def count(self) -> int:
+        """Gradient iterations so far, by which metrics are logged too."""
         return self.state.count
 
     step = count
 
     @property
     def over(self) -> bool:
+        """Whether all `total_iters` gradient iterations are done."""
         return self.count >= self.config.total_iters
 
     def begin(self) -> None:
+        """Tell the monitor the phase; batches need nothing to start from."""
         self.run.status(phase="offline")
 
     def iterate(self) -> None:
+        """One gradient step on a drawn batch. Raises Interrupted, or Diverged where it logs."""
         interrupts.check()
         began = time.perf_counter()
         metrics = self.learner.update(self.draw(self.batch_size, self.generator))
@@ -214,9 +228,11 @@ class Offline:
             refuse_to_diverge(values)
 
     def state_dict(self) -> dict[str, Any]:
+        """The counters; the generator that draws batches is saved with the run's other randomness."""
         return {"counters": asdict(self.state)}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Take over the counters, which is also how it is rolled back."""
         self.state = OfflineState(**state["counters"])
 
     roll_back = restore
@@ -256,17 +272,21 @@ class OnPolicy:
 
     @property
     def count(self) -> int:
+        """Rollouts so far, each with its update."""
         return self.state.iteration
 
     @property
     def step(self) -> int:
+        """Env steps so far, of all envs in all processes."""
         return self.state.env_steps
 
     @property
     def over(self) -> bool:
+        """Whether `total_timesteps` env steps are reached."""
         return self.step >= self.config.total_timesteps
 
     def begin(self) -> None:
+        """Start new episodes, unless the envs were brought back to where they were."""
         self.obs = started(self.env, self.obs, self.run, self.count)
 
     def iterate(self) -> None:
@@ -305,13 +325,16 @@ class OnPolicy:
         self.run.progress(self.step)
 
     def state_dict(self) -> dict[str, Any]:
+        """The counters, and where the envs are, between two rollouts."""
         return {"counters": asdict(self.state), "env": where(self.env)}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Take over counters and envs; new episodes where the envs can't be brought back."""
         self.roll_back(state)
         self.obs = continued(self.env, state["env"], self.run)
 
     def roll_back(self, state: dict[str, Any]) -> None:
+        """Take over the counters alone: `begin` then starts new episodes."""
         self.state = OnPolicyState(**ADDED_LATER | state["counters"])
         self.obs = None
 
@@ -359,17 +382,21 @@ class OffPolicy:
 
     @property
     def count(self) -> int:
+        """Decisions of every env so far."""
         return self.state.iteration
 
     @property
     def step(self) -> int:
+        """Env steps so far, of all envs."""
         return self.state.env_steps
 
     @property
     def over(self) -> bool:
+        """Whether `total_timesteps` env steps are reached."""
         return self.step >= self.config.total_timesteps
 
     def begin(self) -> None:
+        """Tell the monitor the phase; start new episodes, unless the envs were brought back to where they were."""
         self.run.status(phase="off_policy")
         self.obs = started(self.env, self.obs, self.run, self.count)
 
@@ -411,6 +438,7 @@ class OffPolicy:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
+        """The counters, where the envs are, the whole replay buffer, and statistics not yet logged."""
         return {
             "counters": asdict(self.state),
             "env": where(self.env),
@@ -419,10 +447,12 @@ class OffPolicy:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Take over everything, the envs included; new episodes where these can't be brought back."""
         self.roll_back(state)
         self.obs = continued(self.env, state["env"], self.run)
 
     def roll_back(self, state: dict[str, Any]) -> None:
+        """Take over all but the envs: `begin` then starts new episodes."""
         self.state = OffPolicyState(**state["counters"])
         self.replay.load_state_dict(state["replay"])
         self.stats = RolloutStats(**state["stats"])
