@@ -13,6 +13,7 @@ from reinflow.cli import USER_ERROR, quiet_when_unread
 
 
 def main() -> int:
+    """Run the benchmark named first with the flags after it; without one list them all. Returns the exit code."""
     names = sorted(
         module.name for module in pkgutil.iter_modules(benchmarks.__path__) if not module.name.startswith("_")
     )

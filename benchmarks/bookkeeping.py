@@ -32,11 +32,13 @@ class Counter:
         self.reward = torch.linspace(0, 1, num_envs)
 
     def reset(self, seed: int | None = None, env_idx: Tensor | None = None) -> dict[str, Tensor]:
+        """Set the frame counters of all envs, or of those in `env_idx`, back to 0; a seed changes nothing."""
         self.frame = self.frame.clone()
         self.frame[slice(None) if env_idx is None else env_idx] = 0
         return {"state": self.frame}
 
     def step(self, action: Tensor, render: bool = True) -> StepResult:
+        """Count one frame in every env, whatever the action."""
         self.frame = self.frame + 1
         return StepResult({"state": self.frame}, self.reward, self.nothing, self.nothing)
 
@@ -48,6 +50,7 @@ class Counter:
 
 
 def main() -> None:
+    """Time chunks with both ways of keeping books for every number of envs, once their results agree."""
     flags = parser(__doc__)
     flags.add_argument("--num_envs", type=int, nargs="+", default=[256], help="envs")
     flags.add_argument("--act_horizon", type=int, default=8, help="env steps of a chunk")

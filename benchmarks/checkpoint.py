@@ -18,6 +18,7 @@ from reinflow.trees import copied
 
 
 def main() -> None:
+    """Time copying and writing one training state, in turn, and print the medians in seconds with their range."""
     flags = parser(__doc__)
     flags.add_argument("--env_id", default="PickCube-v1", help="task")
     flags.add_argument("--net", default="unet", help="network")

@@ -59,10 +59,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def mean(rows: list[dict[str, Any]], name: str) -> str:
+    """Average over seeds of one rate of the rows, in % with one decimal."""
     return f"{100 * sum(row[name] for row in rows) / len(rows):.1f}"
 
 
 def main() -> None:
+    """Train and evaluate every clone for every seed, `--jobs` side by side, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--env_id", default="PickCube-v1", help="task")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS), help="networks")

@@ -22,6 +22,7 @@ from reinflow.policies import PolicyConfig
 
 
 def unguarded_step(self: StepGuard, loss: torch.Tensor, parts: list) -> None:
+    """`StepGuard.step` without its guard: all optimisers step, whatever the gradients hold."""
     for optimizer, _ in parts:
         optimizer.found_inf = None
         optimizer.step()
@@ -29,6 +30,7 @@ def unguarded_step(self: StepGuard, loss: torch.Tensor, parts: list) -> None:
 
 @contextmanager
 def unguarded(num_envs: int) -> Iterator[None]:
+    """While it lasts, gradient steps, their metrics and the chunks of `num_envs` envs go unchecked."""
     usable = torch.ones(num_envs, dtype=torch.bool)
     with (
         mock.patch.object(StepGuard, "step", unguarded_step),
@@ -53,6 +55,7 @@ def interval_of_median(values: list[float]) -> tuple[float, float]:
 
 
 def main() -> None:
+    """Time iterations with and without guards in turn and print the overhead with its interval."""
     flags = parser(__doc__)
     flags.set_defaults(rounds=40)
     flags.add_argument("--env_id", default="PickCube-v1", help="task")

@@ -66,6 +66,7 @@ class Iteration:
         return {name: torch.cat([p.detach().flatten() for p in group]) for name, group in groups.items()}
 
     def __call__(self) -> dict[str, Tensor]:
+        """Run it from the same start as every time; gives what was collected and how far the weights moved."""
         with self.way():
             obs = self.env.reset(seed=0)
             self.buffer.reset()
@@ -117,6 +118,7 @@ def measured(net: str, envs: int, args: argparse.Namespace, epochs: int) -> tupl
 
 
 def main(rollout_only: bool = False) -> None:
+    """Compare both ways on all networks and numbers of envs; `rollout_only` leaves the updates out."""
     flags = parser(__doc__ if not rollout_only else "The rollout of an iteration alone.")
     flags.add_argument("--num_envs", type=int, nargs="+", default=[256], help="envs")
     flags.add_argument("--decisions", type=int, default=16, help="decisions per env")

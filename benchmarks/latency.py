@@ -13,6 +13,7 @@ from benchmarks._peer import add_peer_flag, beside
 
 
 def main() -> None:
+    """Print the median time of a decision for every network and number of denoising steps K."""
     flags = parser(__doc__)
     flags.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8], help="denoising steps")
     add_net_flag(flags)

@@ -55,6 +55,7 @@ class Clone:
 
     @property
     def name(self) -> str:
+        """Task, network and kind of demonstrations, as a folder is called."""
         number = "" if self.num_demos == 20 else f"-{self.num_demos}demos"
         return f"{self.env_id}-{self.net}{number}" + (f"-noise{self.action_noise:g}" if self.action_noise else "")
 
@@ -79,6 +80,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Recipe:
+        """A recipe from JSON, whose `clone` is an object of its own; what it leaves out has its default."""
         return cls(**data | {"clone": Clone(**data.get("clone", {}))})
 
 
@@ -215,6 +217,7 @@ class Lab:
         return json.loads(report.read_text())["results"]
 
     def call(self, command: list[str], log: Path) -> None:
+        """Run a script with its flags, its output going to `log`; CalledProcessError where it fails."""
         log.parent.mkdir(parents=True, exist_ok=True)
         print(f"$ python {' '.join(command)}", flush=True)
         with log.open("w") as output:
@@ -222,16 +225,20 @@ class Lab:
             subprocess.run(argv, stdout=output, stderr=subprocess.STDOUT, check=True)
 
     def clone_dir(self, clone: Clone, seed: int) -> Path:
+        """Where Stages 0 and 1 of a clone write for one seed, for all recipes that start from it."""
         return self.folder / f"{clone.name}-seed{seed}"
 
     def weighted_dir(self, clone: Clone, seed: int) -> Path:
+        """Where Stage 2 writes: below the clone, named by the flags of its weighting."""
         words = ["stage2", *(word.strip("-") for word in as_words(clone.weighting))]
         return self.clone_dir(clone, seed) / "-".join(words)
 
     def run_dir(self, recipe: Recipe, seed: int) -> Path:
+        """Where Stage 3 of a recipe writes for one seed."""
         return self.folder / f"{recipe.name.replace(' ', '_')}-seed{seed}"
 
     def is_done(self, run: Path) -> bool:
+        """Whether the status file of a run says that it came to its end."""
         return read_status(run / "status.json").get("state") == "done"
 
     def row(self, recipe: Recipe, seed: int) -> dict[str, Any]:
@@ -288,6 +295,7 @@ def first(curve: list[dict[str, float]], goal: float) -> dict[str, float]:
 
 
 def result(run: Path) -> dict[str, float]:
+    """What evaluate.py measured of a run: episodes, success rates from 0 to 1 and mean return."""
     row = json.loads((run / "evaluation.json").read_text())["results"][0]
     return {name: row[name] for name in ("episodes", "success_once", "success_at_end", "return")}
 
@@ -313,6 +321,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def spread(rates: list[float]) -> str:
+    """Mean of rates from 0 to 1, in %, with lowest and highest where there are several; empty where there are none."""
     if not rates:
         return ""
     mean = f"{100 * statistics.mean(rates):.1f}"
@@ -327,6 +336,7 @@ def named(names: list[str]) -> list[Recipe]:
 
 
 def main() -> None:
+    """Run all recipes with all seeds, `--jobs` side by side, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipes", nargs="+", default=list(SUITES), help="suites, recipes, JSON files")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of every recipe each")

@@ -43,6 +43,7 @@ def held_by_loss(net: str, horizon: int, rows: int, k: int, micro_batch_size: in
 
 
 def main() -> None:
+    """Fit lines to the bytes that a loss holds, over rows and over K, and print slope and largest misfit."""
     flags = parser(__doc__)
     flags.add_argument("--rows", type=int, nargs="+", default=[16, 32, 64, 128], help="rows of a minibatch")
     flags.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8], help="denoising steps")

@@ -12,6 +12,7 @@ from benchmarks._peer import add_peer_flag, beside
 
 
 def main() -> None:
+    """Time the parts of the checkout that `--peer` names beside ours."""
     flags = parser(__doc__)
     add_peer_flag(flags, required=True)
     flags.add_argument("--rows", type=int, default=64, help="rows of a batch")

@@ -6,6 +6,7 @@ from benchmarks import iteration
 
 
 def main() -> None:
+    """Run the benchmark of iterations without their updates."""
     iteration.main(rollout_only=True)
 
 

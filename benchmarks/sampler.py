@@ -16,6 +16,7 @@ from reinflow.types import Chain
 
 
 def main() -> None:
+    """Compare ways to draw chains with their log-probability, for every network and number of envs."""
     flags = parser(__doc__)
     flags.add_argument("--batch", type=int, nargs="+", default=[256], help="envs")
     add_net_flag(flags)

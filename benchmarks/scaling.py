@@ -18,6 +18,7 @@ from reinflow.algos.rollout import RolloutBuffer
 
 
 def main() -> None:
+    """Fit lines to the time of sampling and of the update, over envs and over K, and print the largest misfit."""
     flags = parser(__doc__)
     flags.add_argument("--num_envs", type=int, nargs="+", default=[64, 128, 256, 512], help="envs")
     flags.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8], help="denoising steps")
@@ -44,11 +45,13 @@ def main() -> None:
 
 
 def middle(run: Callable[[], object], rounds: int) -> float:
+    """Median seconds of a call over `rounds` measurements, after one call that does not count."""
     timed(run, 1)
     return statistics.median(timed(run, 2) for _ in range(rounds))
 
 
 def sampling(net: str, horizon: int, envs: int, k: int) -> Callable[[], object]:
+    """A call that draws one chain for each of `envs` envs with `k` denoising steps."""
     agent = make_agent(net, horizon, k)  # type: ignore[arg-type]
     cond = conditions(agent, envs)
     return lambda: agent.get_action(cond)

@@ -47,6 +47,7 @@ def measured(obs_mode: str, args: Any) -> dict[str, list[float]]:
 
 
 def main() -> None:
+    """Time the parts of an iteration in every observation mode and print their shares of the whole."""
     flags = parser(__doc__)
     flags.set_defaults(rounds=3)
     flags.add_argument("--env_id", default="PickCube-v1", help="task")

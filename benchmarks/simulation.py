@@ -33,6 +33,7 @@ class Contestant:
 
 
 def contestants(num_envs: int) -> list[Contestant]:
+    """Stock ManiSkill, and the batched simulator with either inverse kinematics and `num_envs` envs a process."""
     from reinflow.envs.cpu_batch import backend_name
 
     return [
@@ -112,10 +113,12 @@ def run(num_envs: int, num_workers: int, rounds: int, seconds: float) -> dict[st
 
 
 def summary(values: list[float]) -> dict[str, float]:
+    """Median and range of repeated measurements, in their own unit."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def main() -> None:
+    """Measure all contestants in turn and print env steps per second and the ratio to stock."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num_envs", type=int, default=64, help="envs per batched worker process")
     parser.add_argument("--num_workers", type=int, default=2, help="worker processes of every contestant")

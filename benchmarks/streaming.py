@@ -45,6 +45,7 @@ def write_demos(path: Path, gigabytes: float) -> int:
 
 
 def main() -> None:
+    """Generate the file, train on it in a child process and print that process's peak memory in GB."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=3.2, help="size of the generated file")
     parser.add_argument("--max_picture_gb", type=float, default=0.5, help="GB of pictures that may be held")

@@ -16,6 +16,7 @@ from reinflow.policies.chain import chain_log_prob, chain_moments
 
 
 def main() -> None:
+    """Compare ways to score chains and take the gradient, for every network and horizon."""
     flags = parser(__doc__)
     flags.add_argument("--batch", type=int, default=64, help="decisions of a minibatch")
     add_net_flag(flags)

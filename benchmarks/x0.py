@@ -34,6 +34,7 @@ CASES = {"neither": (0.0, False), "x_0": (1.0, False), "noise": (0.0, True), "bo
 
 
 def main() -> None:
+    """Play every case from the same start states and print what share of the return's variance noise makes."""
     flags = parser(__doc__)
     flags.add_argument("--checkpoint", required=True, help="of a flow: a file or a run directory")
     flags.add_argument("--states", type=int, default=64, help="start states")

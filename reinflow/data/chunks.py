@@ -95,9 +95,11 @@ class ChunkDataset:
         return self.window(self._evenly(len(self)))
 
     def sample(self, batch: int, generator: torch.Generator | None = None) -> Batch:
+        """Windows drawn uniformly, with replacement, from all steps."""
         return self.window(self._draw(batch, generator))
 
     def sample_transitions(self, batch: int, generator: torch.Generator | None = None) -> TransitionBatch:
+        """Like `sample`, with the reward and the next observation that each window leads to."""
         return self.transition(self._draw(batch, generator))
 
     def window(self, index: Int[Tensor, "b"]) -> Batch:
@@ -160,6 +162,7 @@ class Starts:
 
     @classmethod
     def of(cls, lengths: list[int], padding: int, device: torch.device) -> Starts:
+        """The starts in episodes of these lengths, each stored with `padding` more rows of actions than steps."""
         length = torch.tensor(lengths, device=device)
         before = length.cumsum(0) - length
         order = torch.arange(len(lengths), device=device)

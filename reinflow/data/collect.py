@@ -46,9 +46,11 @@ class Tally:
 
     @property
     def rate(self) -> float:
+        """Share of attempts that succeeded, from 0 to 1; 0 before the first one."""
         return self.successes / max(self.attempts, 1)
 
     def count(self, episode: Episode) -> None:
+        """Add an attempt, and the env step (from 1) of its first success where it had one."""
         self.attempts += 1
         if episode.success_once:
             self.successes += 1
@@ -84,6 +86,7 @@ def reset_each(env: Any, seeds: list[int]) -> Float[Tensor, "n s"]:
 
 
 def draw_noise(seeds: list[int], steps: int) -> Float[Tensor, "t n 3"]:
+    """Standard normal noise for translations, each env's from its own seed alone."""
     draws = [torch.randn(steps, 3, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(draws, dim=1)
 
@@ -139,6 +142,7 @@ def cut(
 
 
 def rows_of(env: int, count: int, values: Float[Tensor, "t n ..."]) -> Float[Tensor, "count ..."]:
+    """The first `count` steps of one env, out of values for all envs."""
     return values[:count, env]
 
 
@@ -171,6 +175,7 @@ def measure(episodes: Iterator[Episode], attempts: int) -> Tally:
 
 
 def mapped(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A nested dict with `function` applied to every tensor in it."""
     if isinstance(tree, dict):
         return {name: mapped(value, function) for name, value in tree.items()}
     return function(tree)
@@ -182,6 +187,7 @@ def copied(tree: Any) -> Any:
 
 
 def stacked(trees: list[Any]) -> Any:
+    """Equal nested dicts as one whose tensors have a new first axis, one entry per dict."""
     if isinstance(trees[0], dict):
         return {name: stacked([tree[name] for tree in trees]) for name in trees[0]}
     return torch.stack(trees)

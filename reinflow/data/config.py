@@ -27,5 +27,6 @@ def demo_file_name(obs_mode: str, control_mode: str) -> str:
 
 
 def collect_command(env_id: str, obs_mode: str = "state") -> str:
+    """The command that records what is missing, for an error message."""
     mode = "" if obs_mode == "state" else f" --obs_mode {obs_mode}"
     return f"python collect_demos.py --env_id {env_id}{mode}"

@@ -40,6 +40,7 @@ class PictureFile:
 
     @property
     def num_bytes(self) -> int:
+        """Size of its pictures once uncompressed: 3 bytes a pixel for rgb, 2 for depth."""
         pixels = self.frames * len(self.spec.cameras) * self.spec.height * self.spec.width
         return pixels * (3 * self.spec.rgb + 2 * self.spec.depth)
 
@@ -112,6 +113,7 @@ class HeldPictures:
         self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
 
     def gather(self, rows: Int[Tensor, "b o"]) -> dict[str, Tensor]:
+        """Frames by row of all trajectories in a line, (b o v y x c) under `rgb` and `depth`."""
         return {name: tensor[rows] for name, tensor in self.tensors.items()}
 
 
@@ -128,6 +130,7 @@ class StreamedPictures:
         self.firsts = np.cumsum([0, *(file.frames for file in files)])
 
     def gather(self, rows: Int[Tensor, "b o"]) -> dict[str, Tensor]:
+        """As `HeldPictures.gather`, but each frame asked for is read once, in the order of the file."""
         wanted, place = np.unique(rows.cpu().numpy(), return_inverse=True)  # in the order of the file
         spec = self.files[0].spec
         read = {name: np.empty(picture_shape(spec, name, len(wanted)), DTYPES[name][0]) for name in spec.names}
@@ -144,8 +147,10 @@ class StreamedPictures:
 
 
 def picture_shape(spec: ImageSpec, name: str, frames: int) -> tuple[int, ...]:
+    """Shape (t v y x c) of `frames` pictures of one kind, `rgb` or `depth`, from all cameras."""
     return (frames, len(spec.cameras), spec.height, spec.width, DTYPES[name][1])
 
 
 def torch_dtype(name: str) -> torch.dtype:
+    """The type that `rgb` or `depth` has in memory."""
     return torch.from_numpy(np.empty(0, DTYPES[name][0])).dtype

@@ -138,6 +138,7 @@ def described(image: ImageSpec | None) -> str:
 
 
 def check_lengths(where: str, obs: Tensor, actions: Tensor, columns: dict[str, Tensor]) -> None:
+    """UserError unless observations have one row more than actions and each column one number per action."""
     steps = len(actions)
     if obs.dim() != 2 or actions.dim() != 2 or steps == 0 or len(obs) != steps + 1:
         raise UserError(
@@ -150,6 +151,7 @@ def check_lengths(where: str, obs: Tensor, actions: Tensor, columns: dict[str, T
 
 
 def check_numbers(where: str, columns: dict[str, Tensor | None]) -> None:
+    """UserError naming the first column with NaN or an infinite number."""
     for name, value in columns.items():
         if value is not None and not value.isfinite().all():
             raise UserError(f"{where}, {name} holds NaN or infinite numbers: remove the trajectory or collect it again")

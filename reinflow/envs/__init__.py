@@ -1,4 +1,8 @@
-"""Environments: `make_env` turns an `EnvConfig` into a `ChunkEnv`, whatever simulates it."""
+"""Environments: `make_env` turns an `EnvConfig` into a `ChunkEnv`, whatever simulates it.
+
+A suite (suite.py) makes the envs of its tasks; wrappers.py and workers.py chunk and spread them. Scripts, evaluation,
+videos and the checks of a machine import this package; algorithms, families and training loops are given a `ChunkEnv`.
+"""
 
 from __future__ import annotations
 

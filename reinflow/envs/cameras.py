@@ -68,6 +68,7 @@ def stacked_pictures(sensor_data: dict[str, dict[str, Tensor]]) -> dict[str, Ten
 
 
 def has_pictures(obs_mode: str) -> bool:
+    """Whether observations of this mode hold more than the state."""
     return obs_mode != "state"
 
 

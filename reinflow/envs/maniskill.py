@@ -115,6 +115,7 @@ class ManiSkillEnv:
         self._geometry = list(seeds)
 
     def step(self, action: Float[Tensor, "n a"], render: bool = True) -> StepResult:
+        """Copies of what the simulator holds after the step; `terminated` only where the task's end counts."""
         self.shutter.open = render
         try:
             obs, reward, _, _, info = self.env.step(action)
@@ -156,6 +157,7 @@ class ManiSkillEnv:
         }
 
     def restore(self, state: Any) -> bool:
+        """On a CPU: builds the saved geometry, writes poses, memory and random states, and checks what was reached."""
         if not isinstance(state, dict) or self.device.type == "cuda":
             return False
         from reinflow.envs import moments
@@ -172,6 +174,7 @@ class ManiSkillEnv:
         return torch.equal(moments.numbers_of_env(self.env), state["reached"].cpu())
 
     def close(self) -> None:
+        """Close ManiSkill's env, and with it its scenes."""
         self.env.close()
 
     def _numpy_generators(self) -> list[Any]:

@@ -16,13 +16,16 @@ class ManiSkillSuite(EnvSuite):
     """All tasks that ManiSkill registers; it is asked for every name that no other suite owns."""
 
     def owns(self, env_id: str) -> bool:
+        """Every name, known or not."""
         return True  # only importing it, which takes seconds, tells its tasks; `setup` refuses others with near names
 
     def task(self, env_id: str) -> Task:
+        """The same for all tasks: the default control mode, cameras for people, and a full state to show."""
         control_mode = DEFAULTS["control_mode"]
         return Task(control_mode, reward_modes=None, cameras=None, filmed=True, privileged=True)
 
     def setup(self, config: CompleteEnvConfig) -> Setup:
+        """The simulator for this machine and task; one on the GPU stays in a single process."""
         backend = choose_backend(config)
         return Setup(
             replace(config, sim_backend=backend),  # type: ignore[arg-type]
@@ -31,6 +34,7 @@ class ManiSkillSuite(EnvSuite):
         )
 
     def make(self, config: CompleteEnvConfig, num_envs: int, wishes: Wishes) -> BatchedEnv:
+        """One batched env, or as many single ones in a row where the simulator is stock physx_cpu."""
         from reinflow.envs.maniskill import ManiSkillEnv
         from reinflow.envs.sequence import Sequence
 

@@ -49,6 +49,7 @@ def go_on_from(env: Any, numbers: Tensor) -> None:
 
 
 def is_batched(env: Any) -> bool:
+    """Whether many scenes run behind ManiSkill's batched code path; a stock env has one."""
     return bool(env.scene.gpu_sim_enabled)
 
 
@@ -72,6 +73,7 @@ def remember(env: Any, memory: list[dict[str, Any]]) -> None:
 
 
 def owners(env: Any) -> Iterator[Any]:
+    """The objects whose attributes are remembered: the env, its agent and the agent's controllers."""
     yield env
     if env.agent is not None:
         yield env.agent
@@ -79,6 +81,7 @@ def owners(env: Any) -> Iterator[Any]:
 
 
 def controllers_of(controller: Any) -> Iterator[Any]:
+    """A controller and all that it is composed of, the outer one first."""
     yield controller
     for part in getattr(controller, "controllers", {}).values():
         yield from controllers_of(part)
@@ -103,6 +106,7 @@ def encoded(value: Any) -> tuple[str, Any] | None:
 
 
 def decoded(noted: tuple[str, Any], device: torch.device) -> Any:
+    """The attribute that was noted as a kind and data, as copies with tensors on `device`."""
     from mani_skill.utils.structs import Pose
 
     kind, data = noted

@@ -24,7 +24,9 @@ class Film:
 class Filmable(BatchedEnv, Protocol):
     """An env with a camera for people."""
 
-    def picture(self) -> UInt8[Tensor, "n y x 3"]: ...
+    def picture(self) -> UInt8[Tensor, "n y x 3"]:
+        """What that camera sees of every env now."""
+        ...
 
 
 class Recorder:
@@ -47,9 +49,11 @@ class Recorder:
         return obs
 
     def rebuild(self, seeds: list[int] | None = None) -> None:
+        """Pass the seeds on; the reset that has to follow starts a new film."""
         self.env.rebuild(seeds)
 
     def step(self, action: Tensor, render: bool = True) -> StepResult:
+        """Step the env, and add a picture and the success of each episode that still runs."""
         result = self.env.step(action, render)
         still = self._over
         before = self._frames[-1], self._success[-1]
@@ -63,9 +67,11 @@ class Recorder:
         """A film is not resumed."""
 
     def restore(self, state: None) -> bool:
+        """Always refused, since no state has a film."""
         return False
 
     def close(self) -> None:
+        """Close the env that is filmed."""
         self.env.close()
 
     def film(self) -> Film:

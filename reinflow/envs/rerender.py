@@ -75,18 +75,21 @@ def leaves(tree: Tree, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...]
 
 
 def place(tree: Tree, path: tuple[str, ...], value: Tensor) -> None:
+    """Put a tensor where `path` leads in a nested dict, in place."""
     for name in path[:-1]:
         tree = tree[name]
     tree[path[-1]] = value
 
 
 def mapped(tree: Any, function: Any) -> Any:
+    """A nested dict with `function` applied to every leaf, arrays as tensors."""
     if isinstance(tree, dict):
         return {name: mapped(value, function) for name, value in tree.items()}
     return function(torch.as_tensor(tree))
 
 
 def joined(trees: list[Any]) -> Any:
+    """Equal nested dicts as one whose tensors are concatenated along the first axis."""
     if isinstance(trees[0], dict):
         return {name: joined([tree[name] for tree in trees]) for name in trees[0]}
     return torch.cat(trees)

@@ -58,6 +58,7 @@ class SyntheticEnv:
         )
 
     def reset(self, seed: Seed = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
+        """Draw standard normal states for all envs, or for those in `env_idx`."""
         fresh = drawn(torch.randn, tuple(self.walk.shape), self.generator, seed)
         if env_idx is None:
             self.walk = fresh
@@ -66,6 +67,7 @@ class SyntheticEnv:
         return self._frame(render=True)
 
     def step(self, action: Float[Tensor, "n a"], render: bool = True) -> StepResult:
+        """Let the walk decay by a tenth and add the action's share; reward is exp of minus its mean square."""
         if self.step_seconds:
             time.sleep(self.step_seconds)
         self.walk = torch.addmm(0.9 * self.walk, action, self.mix)
@@ -82,33 +84,39 @@ class SyntheticEnv:
         return frame | {name: made[name] for name in self.spec.image.names}
 
     def rebuild(self, seeds: list[int] | None = None) -> None:
-        pass
+        """Nothing, since there is no geometry."""
 
     def state(self) -> dict[str, Tensor]:
+        """The random generator and the walk, which are all there is."""
         return {"generator": self.generator.get_state(), "walk": self.walk}
 
     def restore(self, state: dict[str, Tensor]) -> bool:
+        """Always exact."""
         self.generator.set_state(state["generator"].cpu())
         self.walk = state["walk"].to(self.device)
         return True
 
     def close(self) -> None:
-        pass
+        """Nothing, since tensors need no closing."""
 
 
 class SyntheticSuite(EnvSuite):
     """That env alone, simulated where the learner is."""
 
     def owns(self, env_id: str) -> bool:
+        """That one name and no other."""
         return env_id == "SyntheticChunk-v0"
 
     def task(self, env_id: str) -> Task:
+        """A fixed number of env steps, the default rewards and one camera."""
         return Task(control_mode="synthetic", limit=EPISODE, cameras=(CAMERA,))
 
     def setup(self, config: CompleteEnvConfig) -> Setup:
+        """All envs stay in the learner's process."""
         return Setup(config, spread=False)
 
     def make(self, config: CompleteEnvConfig, num_envs: int, wishes: Wishes) -> SyntheticEnv:
+        """Envs on the learner's device, with pictures where `obs_mode` asks for them."""
         parts = config.obs_mode.split("+")
         image = None
         if parts != ["state"]:

@@ -61,6 +61,7 @@ class ToyEnv:
         )
 
     def reset(self, seed: Seed = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:
+        """Draw start points and goal heights of all envs, or of those in `env_idx`."""
         where = slice(None) if env_idx is None else env_idx
         rows = self.num_envs if env_idx is None else len(env_idx)
         place = drawn(torch.rand, (rows, 3), self.generator, seed) * 2 - 1
@@ -72,6 +73,7 @@ class ToyEnv:
         return self._obs()
 
     def step(self, action: Float[Tensor, "n 2"], render: bool = True) -> StepResult:
+        """Move each point by its action, at most `STEP` in x and in y; the wall stops x outside the doors."""
         before = self.position
         after = (before + STEP * action.clamp(-1, 1)).clamp(-1, 1)
         blocked = (before[:, 0] * after[:, 0] <= 0) & (after[:, 1].abs() < WALL)
@@ -84,18 +86,20 @@ class ToyEnv:
         return StepResult(self._obs(), reward, success, success & self.terminate_on_success)
 
     def rebuild(self, seeds: list[int] | None = None) -> None:
-        pass
+        """Nothing, since the wall is the same in every env."""
 
     def state(self) -> dict[str, Tensor]:
+        """Random generator, positions and goals, which are all there is."""
         return {"generator": self.generator.get_state(), "position": self.position, "goal": self.goal}
 
     def restore(self, state: dict[str, Tensor]) -> bool:
+        """Always exact."""
         self.generator.set_state(state["generator"].cpu())
         self.position, self.goal = (state[name].to(self.device) for name in ("position", "goal"))
         return True
 
     def close(self) -> None:
-        pass
+        """Nothing, since tensors need no closing."""
 
     def _obs(self) -> dict[str, Tensor]:
         return {"state": torch.cat((self.position, self.goal[:, 1:]), 1)}
@@ -105,15 +109,19 @@ class ToySuite(EnvSuite):
     """The toy alone, simulated where the learner is."""
 
     def owns(self, env_id: str) -> bool:
+        """That one name and no other."""
         return env_id == "Toy-v0"
 
     def task(self, env_id: str) -> Task:
+        """A fixed number of env steps, dense or sparse rewards, and nothing to see."""
         return Task(control_mode="toy", limit=EPISODE, reward_modes=("normalized_dense", "sparse"))
 
     def setup(self, config: CompleteEnvConfig) -> Setup:
+        """All envs stay in the learner's process."""
         return Setup(config, spread=False)
 
     def make(self, config: CompleteEnvConfig, num_envs: int, wishes: Wishes) -> ToyEnv:
+        """Envs on the learner's device; only reward mode, limit and termination can be chosen."""
         limit = config.max_episode_steps or EPISODE
         return ToyEnv(num_envs, wishes.device, config.terminate_on_success, config.reward_mode, limit)
 

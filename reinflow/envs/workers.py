@@ -104,6 +104,7 @@ class WorkerChunkEnv:
             raise
 
     def reset(self, seed: Seed = None) -> Obs:
+        """Start new episodes in all workers, each with its share of the seeds."""
         seeds: list[Seed]
         if seed is None or isinstance(seed, int):
             seeds = [None if seed is None else worker_seed(seed, index) for index in range(len(self._workers))]
@@ -115,9 +116,11 @@ class WorkerChunkEnv:
         return self._cloned("obs")
 
     def rebuild(self, seeds: list[int]) -> None:
+        """Send every worker the seeds of its own envs."""
         self._ask("rebuild", [seeds[worker.rows] for worker in self._workers])
 
     def step_chunk(self, actions: Float[Tensor, "n e a"]) -> ChunkStep:
+        """Execute the chunk in all workers at once; episodes of a worker that failed are cut short."""
         if actions.shape != self._shared["actions"].shape:
             wanted = tuple(self._shared["actions"].shape)
             raise ValueError(f"{self.spec.env_id} takes actions of shape {wanted}, got {tuple(actions.shape)}")
@@ -143,6 +146,7 @@ class WorkerChunkEnv:
         return None if any(state is None or state["env"] is None for state in states) else states
 
     def restore(self, state: Any) -> Obs | None:
+        """Restore all workers; None where the number of workers differs or one of them fails."""
         if not isinstance(state, list) or len(state) != len(self._workers):
             return None
         exact, _ = self._ask("restore", state)

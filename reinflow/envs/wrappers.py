@@ -88,6 +88,7 @@ class ActionChunk:
         return self.history.snapshot()
 
     def rebuild(self, seeds: list[int] | None = None) -> None:
+        """Pass the seeds on and count ended episodes from 0 again."""
         self.env.rebuild(seeds)
         self.episodes = torch.zeros_like(self.episodes)
 
@@ -113,6 +114,7 @@ class ActionChunk:
         return replace(outcome, obs=self.history.snapshot(), final_obs=final_obs)
 
     def state(self) -> dict[str, Any] | None:
+        """The env's state with histories and statistics; None before the first reset, or where the env has none."""
         if self._state is None and self.history.frames:
             env = self.env.state()
             parts = {"frames": self.history.snapshot(), "stats": dict(vars(self.stats)), "episodes": self.episodes}
@@ -134,6 +136,7 @@ class ActionChunk:
         return self.history.snapshot()
 
     def close(self) -> None:
+        """Close the env below."""
         self.env.close()
 
     def _run(self, actions: Float[Tensor, "n e a"]) -> list[StepResult]:

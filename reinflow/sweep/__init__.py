@@ -1,4 +1,4 @@
-"""Ablations over many runs of Stage 3.
+"""Ablations over many runs of Stage 3, each a process of its own script. Besides itself only the report imports it.
 
 configs.py    the 22 configurations of the guide, each as what differs from the baseline
 plan.py       configurations times seeds as jobs: a command line and an identity each

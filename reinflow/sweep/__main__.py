@@ -65,6 +65,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Run the jobs of the plan, or with `--dry-run` print their commands; exits with 1 where one failed."""
     jobs = plan(config)
     if config.dry_run:
         for job in jobs:
@@ -83,6 +84,7 @@ def main(config: Config) -> None:
 
 
 def say(line: str) -> None:
+    """Print at once, also into a pipe."""
     print(line, flush=True)
 
 

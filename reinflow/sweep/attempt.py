@@ -58,6 +58,7 @@ def new_record(job: Job, log_dir: Path) -> Record:
 
 
 def is_done(job: Job) -> bool:
+    """Whether the run's own status says that it reached its end."""
     return read_status(job.run_dir / "status.json").get("state") == "done"
 
 

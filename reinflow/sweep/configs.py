@@ -55,6 +55,7 @@ class Variant:
 
     @property
     def key(self) -> str:
+        """`category:name`, as `--configs` takes it."""
         return f"{self.category}:{self.name}"
 
     @property

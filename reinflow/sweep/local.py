@@ -32,6 +32,7 @@ from reinflow.sweep.records import Record
 
 
 def gpu_slots(gpus: list[str], jobs_per_gpu: int) -> list[Slot]:
+    """`jobs_per_gpu` slots for every GPU; jobs spread over GPUs before they share one."""
     return [Slot(gpu, {"CUDA_VISIBLE_DEVICES": gpu}) for _ in range(jobs_per_gpu) for gpu in gpus]
 
 

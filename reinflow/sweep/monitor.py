@@ -44,6 +44,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Show the sweep every `--interval` seconds until all jobs have ended, or once."""
     if config.interval <= 0:
         raise UserError(f"--interval {config.interval} must be more than 0 seconds")
     log_dir = Path(config.log_dir)
@@ -63,6 +64,7 @@ def main(config: Config) -> None:
 
 
 def as_json(view: View) -> dict[str, Any]:
+    """Record, state and status of a job, as `--json` prints them."""
     return {**vars(view.record), "state": view.state, "status": view.status}
 
 
@@ -82,6 +84,7 @@ def table(log_dir: Path, views: list[View], width: int = NARROW) -> str:
 
 
 def summary(log_dir: Path, views: list[View]) -> str:
+    """The line above the table: jobs by state, time spent and time left."""
     counts = Counter(view.state for view in views)
     parts = [f"{counts[state]} {state}" for state in ("done", "running", "queued", "failed", "killed") if counts[state]]
     eta = sweep_eta(views)
@@ -112,6 +115,7 @@ def sweep_eta(views: list[View]) -> float | None:
 
 
 def row(view: View) -> str:
+    """A line of the table: slot, job, seed, phase, progress, score, best, trend, time left, age of the status."""
     status, record = view.status, view.record
     share = status.get("step", 0) / max(status.get("total", 0), 1)
     shown = view.state if view.state != "running" else (status.get("phase") or "start")
@@ -136,10 +140,12 @@ def diagnosis(view: View) -> str:
 
 
 def label(view: View) -> str:
+    """Category and name of the job's configuration."""
     return f"{view.record.category}:{view.record.variant}"
 
 
 def bar(share: float, width: int = 6) -> str:
+    """A progress bar of `width` characters and the share in %."""
     share = min(max(share, 0.0), 1.0)  # the last iteration runs past the total
     full = round(share * width)
     return f"[{'#' * full}{'.' * (width - full)}]{share:>4.0%}"

@@ -38,10 +38,12 @@ class Job:
 
     @property
     def name(self) -> str:
+        """Configuration, seed and identity: also the name of its folder and record."""
         return f"{self.variant.category}-{self.variant.name}-seed{self.seed}-{self.id}"
 
     @property
     def run_dir(self) -> Path:
+        """Where the run writes, below the sweep's folder."""
         return self.log_dir / self.name
 
     def below(self, log_dir: Path) -> Job:

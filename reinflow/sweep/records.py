@@ -43,6 +43,7 @@ class Record:
     command: list[str] = field(default_factory=list)
 
     def path(self, log_dir: Path) -> Path:
+        """The record's file in the folder of its sweep."""
         return log_dir / "jobs" / f"{self.name}.json"
 
     def runs_as(self, slot: str, pid: int) -> None:
@@ -52,6 +53,7 @@ class Record:
         self.started, self.error = time.time(), None
 
     def save(self, log_dir: Path) -> None:
+        """Write the record, complete or not at all."""
         path = self.path(log_dir)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, asdict(self))

@@ -33,6 +33,7 @@ class Curve:
 
     @property
     def pretrained(self) -> float:
+        """Score before the first update."""
         return self.scores[0]
 
     @property
@@ -42,10 +43,12 @@ class Curve:
 
     @property
     def best(self) -> float:
+        """Highest score of the run, the pretrained policy's included."""
         return max(self.scores)
 
     @property
     def last_fifth(self) -> list[float]:
+        """Scores of the evaluations in the last fifth of the run's env steps."""
         start = self.steps[-1] * 0.8
         return [s for step, s in zip(self.steps, self.scores, strict=True) if step >= start]
 
@@ -111,10 +114,12 @@ class Summary:
 
     @property
     def key(self) -> str:
+        """`category:variant`, as `--configs` takes it."""
         return f"{self.category}:{self.variant}"
 
     @property
     def final(self) -> float:
+        """Mean over seeds of the scores in the last fifth."""
         return statistics.mean(curve.final for curve in self.curves)
 
     @property

@@ -34,6 +34,7 @@ class Task:
     resume: bool
 
     def __call__(self) -> Record:
+        """Run the job to its end on the node; returns its record."""
         return run_to_end(self.job, self.slot, self.log_dir, self.resume)
 
     def checkpoint(self) -> Any:

@@ -1,4 +1,7 @@
-"""Scripted experts by task."""
+"""Scripted experts by task, each a phase machine over a batch of envs; `make_expert` gives the one of a task.
+
+Only Stage 0 (collect.py and its script) imports them.
+"""
 
 from __future__ import annotations
 

@@ -101,4 +101,5 @@ def at_height(position: Float[Tensor, "n 3"], height: Float[Tensor, "n"] | float
 
 
 def near(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], distance: float) -> Bool[Tensor, "n"]:
+    """Whether two points are less than `distance` metres apart."""
     return torch.linalg.vector_norm(a - b, dim=-1) < distance

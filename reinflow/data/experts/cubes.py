@@ -26,6 +26,7 @@ class PickCubeExpert(Expert):
     gripper = (OPEN, OPEN, CLOSED, CLOSED)
 
     def plan(self, env: Any, tcp: Float[Tensor, "n 3"]) -> Plan:
+        """Waypoints of its four phases; it starts over where the grip failed or the cube was lost."""
         cube, goal = env.cube.pose.p, env.goal_site.pose.p
         grasped = env.agent.is_grasping(env.cube)
         never = torch.zeros_like(grasped)
@@ -47,6 +48,7 @@ class PushCubeExpert(Expert):
     """where the gripper goes: -1 behind the cube, seen from the robot's base to the goal; +1 in front"""
 
     def plan(self, env: Any, tcp: Float[Tensor, "n 3"]) -> Plan:
+        """Waypoints of its three phases; it starts over where the gripper is not behind the cube."""
         cube, goal = env.obj.pose.p, env.goal_region.pose.p
         never = torch.zeros(len(tcp), dtype=torch.bool, device=tcp.device)
         start = at_height(offset(cube, x=self.side * 0.055), CUBE / 2)
@@ -73,6 +75,7 @@ class StackCubeExpert(Expert):
     gripper = (OPEN, OPEN, CLOSED, CLOSED, CLOSED, CLOSED, OPEN)
 
     def plan(self, env: Any, tcp: Float[Tensor, "n 3"]) -> Plan:
+        """Waypoints of its seven phases; it starts over where the grip failed or the cube was dropped."""
         cube, base = env.cubeA.pose.p, env.cubeB.pose.p
         grasped = env.agent.is_grasping(env.cubeA)
         never = torch.zeros_like(grasped)

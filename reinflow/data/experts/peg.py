@@ -28,6 +28,7 @@ class LiftPegUprightExpert(Expert):
     gripper = (OPEN, OPEN, SOFT, SOFT)
 
     def plan(self, env: Any, tcp: Float[Tensor, "n 3"]) -> Plan:
+        """Waypoints of its four phases; it starts over where the gripper is 6 cm or more from its grip."""
         peg, axis = env.peg.pose.p, first_axis(env.peg.pose.q)
         grip = peg + GRIP * axis
         angle = torch.atan2(axis[:, 2], axis[:, 0])

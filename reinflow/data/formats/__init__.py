@@ -1,4 +1,7 @@
-"""Data formats by name: `format_of` finds that of a file, one small module each reads it."""
+"""Data formats by name: `format_of` finds that of a file, one small module each reads it.
+
+demos.py asks for a format and never for a particular one; only what writes recordings names ManiSkill's.
+"""
 
 from __future__ import annotations
 

@@ -24,9 +24,11 @@ class ManiSkillFormat:
     """What ManiSkill's own tools and collect_demos.py write."""
 
     def recognises(self, path: Path) -> bool:
+        """Whether the file holds groups named `traj_<number>`."""
         return bool(episode_names(top_level(path)))
 
     def describe(self, path: Path) -> Recording:
+        """What the .json beside the file says of the env."""
         about = read_description(path)["env_info"]
         settings = about["env_kwargs"]
         return Recording(
@@ -38,6 +40,7 @@ class ManiSkillFormat:
         )
 
     def read(self, path: Path, num_demos: int | None, pictures: bool) -> list[Trajectory]:
+        """The groups `traj_0`, `traj_1`, ... in that order; pictures are located, and read by those who train."""
         import h5py
 
         size = path.stat().st_size

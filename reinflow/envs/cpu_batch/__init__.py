@@ -5,7 +5,7 @@
 
 Observations, rewards and partial resets have the form of `physx_cuda`, as CPU tensors; with `pin` the numbers are those
 of stock `physx_cpu`. Use one process per core: SAPIEN holds the interpreter lock while it steps. ManiSkill is imported
-by `install()`, not before.
+by `install()`, not before. Only `reinflow.envs` and `benchmarks` import this.
 
     system.py      the stand-in for PhysxGpuSystem        patches.py     all patches of ManiSkill, its known versions
     layout.py      where a body's numbers lie             kinematics.py  inverse kinematics
@@ -43,4 +43,5 @@ def unsupported_reason(env_id: str) -> str | None:
 
 
 def supported(env_id: str) -> bool:
+    """Whether the batched simulator runs this task; `unsupported_reason` tells why not."""
     return unsupported_reason(env_id) is None

@@ -26,6 +26,7 @@ class HostBuffer:
         return self._tensor
 
     def changed(self) -> Bool[np.ndarray, "rows cols"]:
+        """Entries that were written since the last exchange with the simulator."""
         return self.array != self.seen
 
     def changed_rows(self, rows: slice, columns: slice) -> Int[np.ndarray, "m"]:
@@ -33,6 +34,7 @@ class HostBuffer:
         return (self.array[rows, columns] != self.seen[rows, columns]).any(1).nonzero()[0]
 
     def mark_seen(self, rows: slice = slice(None), columns: slice = slice(None)) -> None:
+        """Take what is in these rows and columns for what the simulator holds."""
         self.seen[rows, columns] = self.array[rows, columns]
 
     def force(self, rows: Bool[np.ndarray, "rows"] | slice) -> None:

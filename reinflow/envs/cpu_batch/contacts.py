@@ -41,6 +41,7 @@ class ContactReader:
         self._fresh = False
 
     def add_pair_query(self, pairs: Sequence[tuple[Body, Body]]) -> ImpulseQuery:
+        """A query with a row per pair: the impulse (x, y, z) on the first body from the second, in N s."""
         query = self._add_query(len(pairs))
         for row, (first, second) in enumerate(pairs):
             self._pair_rows[first, second].append((query.cuda_impulses.array, row, 1.0))
@@ -48,6 +49,7 @@ class ContactReader:
         return query
 
     def add_body_query(self, bodies: Sequence[Body]) -> ImpulseQuery:
+        """A query with a row per body: the sum of impulses (x, y, z) on it, in N s."""
         query = self._add_query(len(bodies))
         for row, body in enumerate(bodies):
             self._body_rows[body].append((query.cuda_impulses.array, row))

@@ -55,6 +55,7 @@ def new_system(like: physx.PhysxCpuSystem) -> physx.PhysxCpuSystem:
 
 
 def render_systems_of(scene: sapien.Scene) -> list[Any]:
+    """The scene's render system in a list, which is empty where nothing is rendered."""
     try:
         return [scene.render_system]
     except RuntimeError:  # SAPIEN has no other way to ask
@@ -70,6 +71,7 @@ def skip_ids(scene: sapien.Scene, count: int) -> None:
 
 
 def sleep_and_wake(body: Any) -> None:
+    """Give a body back the time until it may sleep that a new one has."""
     body.put_to_sleep()
     body.wake_up()
 
@@ -82,6 +84,7 @@ SIZES = ("half_size", "radius", "half_length", "scale", "vertices")
 
 
 def articulations_of(system: physx.PhysxCpuSystem) -> list[physx.PhysxArticulation]:
+    """All articulations of a system, in the order of their root links."""
     return [link.articulation for link in system.articulation_link_components if link.is_root]
 
 
@@ -131,6 +134,7 @@ def write_numbers(systems: Sequence[physx.PhysxCpuSystem], numbers: Float[np.nda
 
 
 def write_articulation(articulation: physx.PhysxArticulation, take: Take) -> None:
+    """Set root, joints and drive targets of one articulation, in the order in which `numbers_of` reads them."""
     articulation.set_root_pose(sapien.Pose(take(3), take(4)))
     articulation.set_root_linear_velocity(take(3))
     articulation.set_root_angular_velocity(take(3))

@@ -127,6 +127,7 @@ def set_action_with_jacobian(controller: Any, action: Float[Tensor, "n a"]) -> N
 
 
 def moves_from_where_it_is(controller: Any) -> bool:
+    """Whether actions are relative to the pose now, neither absolute nor relative to the last target."""
     return controller.config.use_delta and not controller.config.use_target
 
 

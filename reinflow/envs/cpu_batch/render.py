@@ -23,6 +23,7 @@ class Picture:
         self._pixels = pixels
 
     def torch(self) -> Shaped[Tensor, "n y x c"]:
+        """The pixels of all scenes, as they were stacked."""
         return self._pixels
 
 
@@ -33,10 +34,12 @@ class HostCameraGroup:
         self._cameras = cameras
 
     def take_picture(self) -> None:
+        """Render this camera's view of every scene, one after another."""
         for camera in self._cameras:
             camera.take_picture()
 
     def get_picture_cuda(self, name: str) -> Picture:
+        """The last pictures under a texture's name, copied to CPU tensors and stacked over scenes."""
         return Picture(torch.stack([common.to_tensor(camera.get_picture(name)) for camera in self._cameras]))
 
 

@@ -48,9 +48,11 @@ class HostDevice:
     """Stands in for the simulation's `sapien.Device`; "cuda" makes ManiSkill apply drive targets in batches."""
 
     def is_cuda(self) -> bool:
+        """Always true: ManiSkill's batched code path is the one for CUDA."""
         return True
 
     def is_cpu(self) -> bool:
+        """Always false, to agree with `is_cuda`."""
         return False
 
 
@@ -75,6 +77,7 @@ class BatchedPhysxCpuSystem:
 
     @property
     def timestep(self) -> float:
+        """Seconds of one substep, the same in all scenes."""
         return self.systems[0].timestep
 
     @timestep.setter
@@ -84,30 +87,38 @@ class BatchedPhysxCpuSystem:
 
     @property
     def config(self) -> Any:
+        """The PhysX settings of the first scene, which all share."""
         return self.systems[0].config
 
     def get_config(self) -> Any:
+        """The settings, under the name that SAPIEN's method has."""
         return self.config
 
     @property
     def rigid_dynamic_components(self) -> list[Body]:
+        """Bodies that move freely, scene by scene."""
         return [body for system in self.systems for body in system.rigid_dynamic_components]
 
     @property
     def rigid_static_components(self) -> list[Body]:
+        """Bodies that never move, scene by scene."""
         return [body for system in self.systems for body in system.rigid_static_components]
 
     @property
     def articulation_link_components(self) -> list[Body]:
+        """Links of all articulations, scene by scene."""
         return [link for system in self.systems for link in system.articulation_link_components]
 
     def get_scene_offset(self, scene: sapien.Scene) -> Float[np.ndarray, "3"]:
+        """Zero, in metres."""
         return np.zeros(3, np.float32)  # every scene has a world of its own
 
     def sync_poses_gpu_to_cpu(self) -> None:
+        """Run what is pending; entities then have their poses by themselves."""
         self.run_pending_steps()
 
     def get_contacts(self) -> list[Any]:
+        """Contacts of all scenes after every step that was asked for."""
         self.run_pending_steps()
         return [contact for system in self.systems for contact in system.get_contacts()]
 
@@ -116,6 +127,7 @@ class BatchedPhysxCpuSystem:
         self._pending_steps += 1
 
     def run_pending_steps(self) -> None:
+        """Run the substeps counted so far, scene by scene, each with its own drive targets, and read the result."""
         count, self._pending_steps = self._pending_steps, 0
         if not count:
             return
@@ -204,15 +216,19 @@ class BatchedPhysxCpuSystem:
         self._state_fresh = True
 
     def gpu_fetch_rigid_dynamic_data(self) -> None:
+        """Bring poses and velocities of bodies up to date."""
         self._read_state()
 
     def gpu_fetch_articulation_qpos(self) -> None:
+        """Bring joint positions up to date, with everything else that one read gives."""
         self._read_state()
 
     def gpu_fetch_articulation_qvel(self) -> None:
+        """Bring joint velocities up to date, with everything else that one read gives."""
         self._read_state()
 
     def gpu_fetch_articulation_link_pose(self) -> None:
+        """Bring the poses of links up to date, but not their velocities."""
         self._read_state()
 
     def gpu_fetch_articulation_link_velocity(self) -> None:
@@ -240,12 +256,14 @@ class BatchedPhysxCpuSystem:
 
     @property
     def cuda_articulation_qacc(self) -> HostBuffer:
+        """Joint accelerations, rad/s^2 or m/s^2, read from the scenes each time."""
         self.run_pending_steps()
         for row, articulation in enumerate(self.layout.articulations):
             self._qacc.array[row, : articulation.dof] = articulation.qacc
         return self._qacc
 
     def gpu_fetch_articulation_link_incoming_joint_forces(self) -> None:
+        """Read force and torque at each link's joint into a new buffer, zero where an articulation has fewer links."""
         self.run_pending_steps()
         forces = [articulation.get_link_incoming_joint_forces() for articulation in self.layout.articulations]
         buffer = HostBuffer((len(forces), max(map(len, forces)), 6))
@@ -256,6 +274,7 @@ class BatchedPhysxCpuSystem:
     # ---- writing: only what differs from the last exchange ----------------------------------------------------------
 
     def gpu_apply_rigid_dynamic_data(self) -> None:
+        """Set poses and velocities of the bodies whose rows were written; kinematic ones take no velocity."""
         self.run_pending_steps()
         buffer, rows, bodies = self.cuda_rigid_body_data, self.layout.dynamic_rows, self.layout.bodies
         for row in buffer.changed_rows(rows, _POSE):
@@ -268,9 +287,12 @@ class BatchedPhysxCpuSystem:
         self._state_fresh = False
 
     def gpu_apply_articulation_root_pose(self) -> None:
+        """Move the articulations whose root's pose was written."""
         self._apply_to_roots(_POSE, lambda articulation, row: articulation.set_root_pose(_pose(row)))
 
     def gpu_apply_articulation_root_velocity(self) -> None:
+        """Set linear and angular velocity of the roots whose rows were written."""
+
         def write(articulation: Any, row: Float[np.ndarray, "13"]) -> None:
             articulation.set_root_linear_velocity(row[_LINEAR])
             articulation.set_root_angular_velocity(row[_ANGULAR])
@@ -286,12 +308,15 @@ class BatchedPhysxCpuSystem:
         self._state_fresh = False
 
     def gpu_apply_articulation_qpos(self) -> None:
+        """Set the joint positions of the articulations whose rows were written."""
         self._apply_to_joints(self.cuda_articulation_qpos, "set_qpos")
 
     def gpu_apply_articulation_qvel(self) -> None:
+        """Set the joint velocities of the articulations whose rows were written."""
         self._apply_to_joints(self.cuda_articulation_qvel, "set_qvel")
 
     def gpu_apply_articulation_qf(self) -> None:
+        """Set the joint forces of the articulations whose rows were written."""
         self._apply_to_joints(self.cuda_articulation_qf, "set_qf")
 
     def _apply_to_joints(self, buffer: HostBuffer, setter: str) -> None:
@@ -303,9 +328,11 @@ class BatchedPhysxCpuSystem:
         self._state_fresh = False
 
     def gpu_apply_articulation_target_position(self) -> None:
+        """Note the drives' new target positions for the next step of their scenes."""
         self._apply_targets(self.cuda_articulation_target_qpos, self._set_target_position)
 
     def gpu_apply_articulation_target_velocity(self) -> None:
+        """Note the drives' new target velocities for the next step of their scenes."""
         self._apply_targets(self.cuda_articulation_target_qvel, self._set_target_velocity)
 
     def _apply_targets(self, buffer: HostBuffer, setters: Sequence[Sequence[SetTarget]]) -> None:
@@ -319,6 +346,7 @@ class BatchedPhysxCpuSystem:
         buffer.mark_seen()
 
     def gpu_apply_rigid_dynamic_force(self) -> None:
+        """Push bodies at their centres of mass, in N, and clear the buffer."""
         self.run_pending_steps()
         forces = self.cuda_rigid_body_force.array
         for row in forces.any(1).nonzero()[0]:
@@ -327,6 +355,7 @@ class BatchedPhysxCpuSystem:
         forces.fill(0)
 
     def gpu_apply_rigid_dynamic_torque(self) -> None:
+        """Turn bodies by the torques in the buffer, in N m, and clear it."""
         self.run_pending_steps()
         torques = self.cuda_rigid_body_torque.array
         for row in torques.any(1).nonzero()[0]:
@@ -336,15 +365,19 @@ class BatchedPhysxCpuSystem:
     # ---- contacts ---------------------------------------------------------------------------------------------------
 
     def gpu_create_contact_pair_impulse_query(self, pairs: Sequence[tuple[Body, Body]]) -> ImpulseQuery:
+        """A query of the impulses between each two bodies, a row per pair."""
         return self._contacts.add_pair_query(pairs)
 
     def gpu_create_contact_body_impulse_query(self, bodies: Sequence[Body]) -> ImpulseQuery:
+        """A query of the net impulse on each body, a row per body."""
         return self._contacts.add_body_query(bodies)
 
     def gpu_query_contact_pair_impulses(self, query: ImpulseQuery) -> None:
+        """Bring all queries up to date, this one among them."""
         self._read_contacts()
 
     def gpu_query_contact_body_impulses(self, query: ImpulseQuery) -> None:
+        """Bring all queries up to date, this one among them."""
         self._read_contacts()
 
     def _read_contacts(self) -> None:
