@@ -72,11 +72,13 @@ class Config:
 
     @property
     def path(self) -> Path:
+        """The .h5 file to write: `--output`, or the task's own file below `--record_dir`."""
         default = Path(self.record_dir) / self.env_id / demo_file_name(self.obs_mode, self.control_mode)
         return Path(self.output) if self.output else default
 
 
 def main(config: Config) -> None:
+    """Record demonstrations from the chosen source, or render those of an existing file again."""
     from reinflow.data.writer import refuse_existing
 
     config = replace(config, obs_mode=env_config(config).obs_mode)
@@ -124,6 +126,7 @@ def env_config(config: Config, obs_mode: str | None = None) -> CompleteEnvConfig
 
 
 def collect_scripted(config: Config) -> None:
+    """Run the scripted expert and write its episodes, or with `--num_attempts` only count its successes."""
     from reinflow.data.collect import attempts, collect, measure
     from reinflow.data.experts import make_expert
     from reinflow.envs.maniskill import make, task_spec
@@ -159,6 +162,7 @@ def collect_scripted(config: Config) -> None:
 
 
 def collect_planned(config: Config) -> None:
+    """Write demonstrations of ManiSkill's motion planner, replayed to the control mode asked for."""
     from reinflow.envs.maniskill import task_spec
     from reinflow.planner import plan_demos, refuse_without_planner
 
@@ -242,6 +246,7 @@ def progress(episodes: Iterator[Any]) -> Iterator[Any]:
 
 
 def median(values: list[int]) -> str:
+    """The middle value as text, the upper one of two; `no` where there are none."""
     return str(sorted(values)[len(values) // 2]) if values else "no"
 
 

@@ -59,6 +59,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Evaluate one checkpoint, or compare two from the same start states."""
     if config.compare:
         compare(config, *config.compare)
     else:
@@ -138,6 +139,7 @@ def loaded(path: Path, config: Config) -> tuple[Policy, EnvSpec]:
 
 
 def filmed(policy: Policy, task: EnvSpec, config: Config) -> Film:
+    """A film of the policy from the start states of the evaluation's seed."""
     from reinflow.videos import Camera
 
     with closing(Camera(task, config.env, policy, config.evaluation.eval_seed, config.num_video_envs)) as camera:

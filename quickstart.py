@@ -72,6 +72,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Run all stages and evaluations below `--output_dir`, which an earlier quick start may have filled."""
     folder = Path(config.output_dir)
     if folder.exists():
         if not (folder / "demos").is_dir():

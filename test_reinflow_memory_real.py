@@ -75,6 +75,7 @@ class Row:
 
 
 def main(config: Config) -> None:
+    """Measure every combination of numbers of envs and minibatch sizes, and write the table."""
     points = [
         Point(
             config.env,
@@ -165,6 +166,7 @@ def judge(rows: list[Row]) -> None:
 
 
 def line(row: Row) -> str:
+    """A point as a line of the table: MB, env steps per second and share of memory, or why it has none."""
     head = f"{row.point.num_envs:>6} {row.point.minibatch_size:>9}"
     if row.measured is None:
         return f"{head} {row.verdict}"
@@ -174,6 +176,7 @@ def line(row: Row) -> str:
 
 
 def write_csv(rows: list[Row], path: Path) -> None:
+    """A line per point with its settings, measurements and verdict."""
     table: list[dict[str, Any]] = [
         {**asdict(row.point), **(asdict(row.measured) if row.measured else {}), "verdict": row.verdict} for row in rows
     ]

@@ -44,6 +44,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Train from demonstrations with rewards, evaluate along the way and keep the best policy."""
     from reinflow import distributed
     from reinflow.algos.awr import AdvantageWeightedRegression
     from reinflow.checkpoint import adopt_teacher_, load_checkpoint, load_state_

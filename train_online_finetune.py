@@ -49,6 +49,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Fine-tune the checkpoint on its own task, evaluate along the way and keep the best policy."""
     from reinflow import distributed
     from reinflow.agent import ReinFlowAgent
     from reinflow.algos.ppo import PPO

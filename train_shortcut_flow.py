@@ -37,6 +37,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Train from demonstrations, evaluate along the way and keep the best policy."""
     from reinflow import distributed
     from reinflow.algos.bc import BehaviorCloning
     from reinflow.checkpoint import adopt_teacher_

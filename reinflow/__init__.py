@@ -1,4 +1,7 @@
-"""Online reinforcement-learning fine-tuning of flow-matching robot policies on ManiSkill."""
+"""Online reinforcement-learning fine-tuning of flow-matching robot policies on ManiSkill.
+
+Scripts import everything here and nothing here imports a script; CONTRIBUTING.md says which part may import which.
+"""
 
 import os
 

@@ -74,6 +74,7 @@ class Replayed:
         self.graphs: dict[Any, tuple[dict[str, Tensor], Callable[[], None], Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
+        """Results of `function` for these arguments, by replaying the graph of their shapes where there is one."""
         plain, tensors = trees.split(args)
         shapes = tuple((place, value.shape, value.dtype) for place, value in tensors.items())
         if shapes not in self.graphs and self.works:

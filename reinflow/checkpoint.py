@@ -93,6 +93,7 @@ def packed(checkpoint: Checkpoint) -> bytearray:
 
 
 def refuse_not_finite(tensors: dict[str, Tensor]) -> None:
+    """NotFinite where a tensor holds NaN or infinity, naming how many do and the first of them."""
     if bad := not_finite(tensors):
         raise NotFinite(f"{len(bad)} tensors hold NaN or infinite numbers, {bad[0]} first")
 
@@ -163,6 +164,7 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def typed(description: dict[str, Any], name: str, kind: type | UnionType) -> Any:
+    """The entry `name` of a description; TypeError where it is missing or of another kind."""
     value = description.get(name)
     if not isinstance(value, kind):
         raise TypeError(f"{name} is no {getattr(kind, '__name__', kind)}")

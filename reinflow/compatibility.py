@@ -70,6 +70,7 @@ def refuse(run_dir: Path | str, differences: list[Difference], advice: str) -> N
 
 
 def table(differences: list[Difference]) -> str:
+    """The differences in aligned columns: what changed, its value in the run, its value now."""
     rows = [("", "in the run", "now"), *differences]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(

@@ -40,14 +40,17 @@ def launched() -> bool:
 
 
 def active() -> bool:
+    """Whether this process is one of several that torchrun started and that have met."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
+    """Number of this process, from 0; the first one leads."""
     return dist.get_rank() if active() else 0
 
 
 def world_size() -> int:
+    """How many processes share this run; 1 without torchrun."""
     return dist.get_world_size() if active() else 1
 
 
@@ -219,6 +222,7 @@ def broadcast_(state: Any) -> None:
 
 
 def tensors_of(state: Any) -> Iterator[Tensor]:
+    """All tensors of nested dicts, lists and tuples, in their order."""
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, dict):

@@ -55,6 +55,7 @@ class Check:
 
 
 def check_python() -> Check:
+    """A blocker where Python is older than 3.10 or newer than 3.12."""
     version = platform.python_version()
     if (3, 10) <= sys.version_info[:2] <= (3, 12):
         return Check("python", "ok", version)
@@ -64,6 +65,7 @@ def check_python() -> Check:
 
 
 def check_packages() -> Check:
+    """Versions of the packages that training needs; a blocker where one is not installed."""
     missing, found = [], []
     for name in PACKAGES:
         try:
@@ -76,6 +78,7 @@ def check_packages() -> Check:
 
 
 def check_numpy() -> Check:
+    """Whether the installed NumPy suits; a blocker where there is none."""
     try:
         version = metadata.version("numpy")
     except metadata.PackageNotFoundError:
@@ -95,6 +98,7 @@ def numpy_verdict(version: str) -> Check:
 
 
 def check_gpu() -> Check:
+    """The GPU and its free memory, or why torch sees none; a blocker only where torch can't be imported."""
     try:
         import torch
     except ImportError as error:
@@ -115,6 +119,7 @@ def check_gpu() -> Check:
 
 
 def check_vulkan() -> Check:
+    """Whether SAPIEN can render; without it, the command that installs a software driver."""
     from reinflow.envs.headless import mesa_command, os_release, render_device_available
 
     if render_device_available():
@@ -146,6 +151,7 @@ def check_simulator() -> Check:
 
 
 def check_disk() -> Check:
+    """Free space of the current folder; a blocker below MIN_FREE_GB."""
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     if free < MIN_FREE_GB:
         return Check(

@@ -53,6 +53,7 @@ def flush_folder(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Replace a file by the indented JSON of `plain(value)`."""
     replace(path, (json.dumps(plain(value), indent=2) + "\n").encode())
 
 

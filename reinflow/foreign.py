@@ -45,6 +45,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Convert one file and print which of its weights went where."""
     if Path(config.new).exists():
         raise UserError(f"{config.new} exists: choose another name")
     payload = read_pickled(Path(config.old))
@@ -93,6 +94,7 @@ def converted(payload: Any, config: Config) -> tuple[Checkpoint, dict[str, str]]
 
 
 def from_first_format(payload: dict[str, Any], name: str) -> Checkpoint:
+    """A checkpoint of what the project's first format held; UserError where something is missing."""
     try:
         return Checkpoint(
             policy_spec=PolicySpec.from_dict(payload["policy_spec"]),

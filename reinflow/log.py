@@ -54,6 +54,7 @@ class JsonlSink:
         self._flush()
 
     def close(self) -> None:
+        """Write the lines that still wait and close the file, even where the disk refuses them."""
         try:
             if self._waiting:
                 self._flush()
@@ -74,6 +75,8 @@ class JsonlSink:
 
 
 class TensorBoardSink:
+    """Event files in `folder`; those of a resumed run hide the steps from `purge_step` on that were logged before."""
+
     name = "TensorBoard"
 
     def __init__(self, folder: Path, purge_step: int | None = None):
@@ -82,10 +85,12 @@ class TensorBoardSink:
         self.writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def write(self, metrics: dict[str, float], step: int) -> None:
+        """Add every metric as a scalar of its own."""
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Flush and close the event file."""
         self.writer.close()
 
 
@@ -109,9 +114,11 @@ class WandbSink:
         )
 
     def write(self, metrics: dict[str, float], step: int) -> None:
+        """Send all metrics of a step as one record."""
         self.run.log(metrics, step=step)
 
     def close(self) -> None:
+        """Finish the wandb run, which waits for its upload."""
         self.run.finish()
 
 
@@ -151,6 +158,7 @@ class MetricsLog:
         return values
 
     def close(self) -> None:
+        """Close the file and every tracker; what the disk refuses is told and ends nothing."""
         if self._file is not None:
             try:
                 self._file.close()

@@ -50,6 +50,7 @@ class Measurement:
 
     @property
     def used_mb(self) -> float:
+        """Peak of the device, or of the host where there is no GPU."""
         return self.host_peak_mb if self.device_peak_mb is None else self.device_peak_mb
 
 
@@ -127,15 +128,18 @@ def host_peak_mb() -> float:
 
 
 def host_memory_mb() -> float:
+    """Memory of the machine in MB, as Linux tells it."""
     return proc_kb("/proc/meminfo", "MemTotal") / 1024
 
 
 def proc_kb(path: str, name: str) -> int:
+    """The number on the line `name:` of a file in /proc, in kB."""
     lines = Path(path).read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def main() -> None:
+    """Measure the point given as JSON and print the result; what a user can fix ends it with a message."""
     from reinflow.cli import USER_ERROR, fail
     from reinflow.errors import UserError
 

@@ -60,6 +60,7 @@ def plan_demos(env_id: str, num_demos: int, control_mode: str, writer: Trajector
 
 
 def launch(module: str, arguments: Sequence[str]) -> None:
+    """Run a module in a child process; UserError with its last lines and a fix where it fails."""
     command = [sys.executable, "-m", "reinflow.planner", module, *arguments]
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)

@@ -74,6 +74,7 @@ class Progress:
             self.print(self._line(words))
 
     def print(self, line: str) -> None:
+        """Show a line above the bar, or as it is, after handing it to `keep`."""
         self._keep(line)
         with forgiving():
             if self._bar is not None:
@@ -82,6 +83,7 @@ class Progress:
                 print(line, flush=True)
 
     def close(self) -> None:
+        """Leave the bar as it stands."""
         if self._bar is not None:
             with forgiving():
                 self._bar.close()

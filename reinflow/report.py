@@ -79,6 +79,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Write the three files of a sweep; UserError where the folder is none of a sweep."""
     log_dir = Path(config.log_dir)
     views = [look(record) for record in read_records(log_dir)]
     if not views:
@@ -95,6 +96,7 @@ def main(config: Config) -> None:
 
 
 def baseline_of(summaries: list[Summary]) -> Summary | None:
+    """The first configuration of the category `baseline`; None where the sweep has none."""
     return next((summary for summary in summaries if summary.category == "baseline"), None)
 
 
@@ -109,6 +111,7 @@ def columns(summaries: list[Summary]) -> list[str]:
 
 
 def number(value: float | None, digits: int) -> str:
+    """With `digits` decimals and a comma after thousands; a dash for None."""
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
@@ -162,6 +165,7 @@ def verdict(summaries: list[Summary]) -> str:
 
 
 def explanation(goal: float, unit: Unit) -> str:
+    """What the table's columns mean, in the unit of its scores."""
     percent = ", in %" if unit.sign else ""
     return (
         f"{unit.word}: {unit.headline} of the evaluations in the last fifth of a run, mean over seeds{percent}. "
@@ -174,6 +178,7 @@ def explanation(goal: float, unit: Unit) -> str:
 
 
 def markdown(views: list[View], summaries: list[Summary], goal: float) -> str:
+    """The text of report.md: verdict, table, its explanation and the jobs that failed."""
     baseline = baseline_of(summaries)
     lines = ["# ReinFlow sweep", "", heading(views), "", verdict(summaries), ""]
     lines += ["| " + " | ".join(columns(summaries)) + " |", "|" + "---|" * len(COLUMNS)]
@@ -184,11 +189,13 @@ def markdown(views: list[View], summaries: list[Summary], goal: float) -> str:
 
 
 def heading(views: list[View]) -> str:
+    """How many jobs there are, and how many in each state."""
     counts = Counter(view.state for view in views)
     return f"{len(views)} jobs: " + ", ".join(f"{count} {state}" for state, count in counts.most_common())
 
 
 def unfinished(views: list[View]) -> list[View]:
+    """Jobs that failed or were killed."""
     return [view for view in views if view.state in ("failed", "killed")]
 
 
@@ -211,6 +218,7 @@ def write_csv(path: Path, views: list[View]) -> None:
 
 
 def page(log_dir: Path, views: list[View], summaries: list[Summary], goal: float) -> str:
+    """The text of report.html: verdict, tables and charts by category, failures and videos."""
     baseline = baseline_of(summaries)
     body = [f"<h1>ReinFlow sweep</h1><p>{html.escape(heading(views))}</p>", origin(views)]
     body.append(f"<p><b>{html.escape(verdict(summaries))}</b></p>")
@@ -244,6 +252,7 @@ def origin(views: list[View]) -> str:
 
 
 def html_table(summaries: list[Summary], baseline: Summary | None, goal: float) -> str:
+    """A row per configuration, with significant differences to the baseline coloured."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns(summaries))
     rows = []
     for summary in summaries:

@@ -105,6 +105,7 @@ def weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_state(folder: Path, contents: dict[str, bytes | bytearray]) -> None:
+    """Make the folder and write its files durably, the digests last."""
     os.mkdir(folder)
     for name, data in contents.items():
         write_durably(folder / name, data)
@@ -113,6 +114,7 @@ def write_state(folder: Path, contents: dict[str, bytes | bytearray]) -> None:
 
 
 def manifest(contents: Mapping[str, bytes | bytearray]) -> bytes:
+    """Digests of the state's files, a line each, as the command `sha256sum` prints them."""
     return "".join(f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in FILES).encode()
 
 
@@ -197,6 +199,7 @@ def verified(path: Path) -> dict[str, bytes]:
 
 
 def parsed(data: bytes, path: Path) -> dict[str, Any]:
+    """The content of state.json; UserError where it is none, or of another version."""
     try:
         state = json.loads(data)
     except (ValueError, RecursionError):

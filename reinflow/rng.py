@@ -59,6 +59,7 @@ def numpy_state(*generators: np.random.RandomState) -> dict[str, Any]:
 
 
 def set_numpy_state_(state: dict[str, Any], *generators: np.random.RandomState) -> None:
+    """Put generators back where `numpy_state` found them, in the same order."""
     keys = state["keys"].cpu().numpy().view(np.uint32)
     for generator, own, (algorithm, *rest) in zip(generators, keys, state["rest"], strict=True):
         generator.set_state((algorithm, own, *rest))

@@ -258,25 +258,26 @@ class Follower(Run):
             distributed.leave()
 
     def log(self, metrics: Metrics, step: int) -> dict[str, float]:
+        """The metrics as numbers, which go nowhere."""
         return to_host(metrics)
 
     def status(self, **fields: Any) -> None:
-        pass
+        """Nothing: the first process writes status.json."""
 
     def progress(self, step: int, **postfix: Any) -> None:
-        pass
+        """Nothing: the first process shows how far the run is."""
 
     def alarm(self, message: str) -> None:
-        pass
+        """Nothing: the first process tells of what is wrong with the run."""
 
     def say(self, line: str) -> None:
-        pass
+        """Nothing: the first process prints it."""
 
     def rewind(self, step: int) -> None:
-        pass
+        """Nothing: there are no metrics here to take back."""
 
     def write_failed(self, what: str, error: OSError) -> None:
-        pass
+        """Nothing: only the first process writes."""
 
 
 def continued(config: RunConfig, path: Path) -> RunConfig:

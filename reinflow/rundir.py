@@ -125,6 +125,7 @@ def is_free(path: Path) -> bool:
 
 
 def empty(path: Path) -> None:
+    """Delete everything in a run's folder but its lock; links go, what they lead to stays."""
     for entry in path.iterdir():
         if entry.name == LOCK:
             continue
@@ -142,12 +143,14 @@ class TextLog:
         self.lost = 0
 
     def write(self, text: str) -> None:
+        """Append the text, or count it as lost."""
         try:
             self._file.write(text)
         except OSError:
             self.lost += 1
 
     def close(self) -> None:
+        """Close the file; on a full disk the last lines are lost."""
         with suppress(OSError):  # what a full disk has left in the buffer
             self._file.close()
 

@@ -65,6 +65,7 @@ def check(data: bytes | bytearray) -> None:
 
 
 def place_of_seal(data: bytes | bytearray) -> tuple[int, int]:
+    """First byte of the digest and the one after its last; Damaged where there is none."""
     found = SEAL.match(data, LENGTH_BYTES)
     if found is None:
         raise Damaged("it has no seal of this project")
@@ -72,6 +73,7 @@ def place_of_seal(data: bytes | bytearray) -> tuple[int, int]:
 
 
 def header_size(data: bytes | bytearray) -> int:
+    """Bytes of the safetensors header, from the number that the file starts with."""
     return int.from_bytes(data[:LENGTH_BYTES], "little")
 
 

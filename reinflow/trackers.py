@@ -23,9 +23,13 @@ class Sink(Protocol):
 
     name: str
 
-    def write(self, metrics: dict[str, float], step: int) -> None: ...
+    def write(self, metrics: dict[str, float], step: int) -> None:
+        """Take metrics of one step of the run."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish what was taken; nothing is written afterwards."""
+        ...
 
 
 class Tracker:
@@ -44,6 +48,7 @@ class Tracker:
         self._thread.start()
 
     def write(self, metrics: dict[str, float], step: int) -> None:
+        """Queue the metrics for the thread; they are lost where the queue is full or the tracker has failed."""
         self._tell()
         if self._failure is not None:
             return

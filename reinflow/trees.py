@@ -48,6 +48,7 @@ def split(tree: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def below(place: str, key: Any) -> str:
+    """The name of an entry: keys from the root on, joined by `/`."""
     return f"{place}/{key}" if place else str(key)
 
 

@@ -49,6 +49,7 @@ class Camera:
         return self.recorder.film()
 
     def close(self) -> None:
+        """Close the envs that it films."""
         self.env.close()
 
 
@@ -85,6 +86,7 @@ def bordered(film: Film) -> UInt8[np.ndarray, "t n y x 3"]:
 
 
 def colours(success: Bool[torch.Tensor, "t n"]) -> UInt8[np.ndarray, "t n 3"]:
+    """Border of each frame: solved in that frame, solved before and lost again, or not yet solved."""
     once = success.int().cummax(0).values.bool()
     chosen = torch.where(success, 0, torch.where(once, 1, 2)).numpy()
     return np.array([SOLVED, LOST, OPEN], np.uint8)[chosen]

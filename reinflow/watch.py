@@ -44,16 +44,19 @@ class Watch(threading.Thread):
         self.beat()
 
     def start(self) -> None:
+        """Start to look for the others, and a second thread that looks after the store."""
         self.answered = time.monotonic()
         super().start()
         threading.Thread(target=self.watch_the_store, name="watch the store", daemon=True).start()
 
     def end(self) -> None:
+        """Stop looking, and be the watch of this process no longer."""
         self.stopped.set()
         self.join(BEAT_SECONDS)
         Watch.current, Watch.on_lost = None, None
 
     def run(self) -> None:
+        """Every `BEAT_SECONDS` give a sign of life and look for those of the others."""
         while not self.stopped.wait(BEAT_SECONDS):
             try:
                 self.beat()
@@ -64,19 +67,23 @@ class Watch(threading.Thread):
             self.give_up_on(lost)
 
     def watch_the_store(self) -> None:
+        """Give up once the store has not answered for `LOST_SECONDS`, since calls to it may never return."""
         while not self.stopped.wait(BEAT_SECONDS):
             if time.monotonic() - self.answered > LOST_SECONDS:
                 self.give_up_on([MEETING_PLACE])
 
     def give_up_on(self, lost: list[str]) -> None:
+        """End this process and name the lost ones, unless there are none or the watch has ended."""
         if lost and not self.stopped.is_set():
             self.give_up(f"no sign of life from {', '.join(lost)} of this run: it ended, hangs or lost its network")
 
     def beat(self) -> None:
+        """Raise this process's number in the store."""
         self.beats += 1
         self.store.set(str(self.rank), str(self.beats))
 
     def lost(self) -> list[str]:
+        """The processes whose number has not changed for `LOST_SECONDS`."""
         now = time.monotonic()
         for number in self.others:
             beat = self.store.get(str(number))
