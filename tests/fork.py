@@ -55,4 +55,5 @@ def fork_demos(num: int, noise: float, left: float = 0.5) -> ChunkDataset:
     nothing = torch.zeros(RECORDED, dtype=torch.bool)
     episodes = zip(torch.stack(frames, 1), torch.stack(actions, 1), strict=True)
     trajectories = [Trajectory(obs, action, nothing, nothing, nothing) for obs, action in episodes]
-    return ChunkDataset(Demos(trajectories, "Toy-v0", "toy"), obs_horizon=1, pred_horizon=4, act_horizon=4, gamma=1.0)
+    horizons = {"obs_horizon": 1, "pred_horizon": 4, "act_horizon": 4}
+    return ChunkDataset(Demos(trajectories, "Toy-v0", "toy"), **horizons, gamma=1.0, still=env.spec.still)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from reinflow.data.trajectories import Demos, Trajectory
 from reinflow.envs import EnvConfig, make_env
 from reinflow.envs.toy import toy_demos
 from reinflow.evaluation import evaluate
+from reinflow.flags import with_flags
 from reinflow.policies import Policy, PolicySpec, build_policy
 from reinflow.training.rollouts import collect
 from reinflow.types import ChunkEnv
@@ -48,7 +48,7 @@ def clone(family: str = "shortcut", iterations: int = 1500) -> Policy:
         trajectories.append(Trajectory(**demo, terminated=nothing, truncated=nothing))
     demos = Demos(trajectories, env_id="Toy-v0", control_mode="toy")
     dataset = ChunkDataset(demos, SPEC.obs_horizon, SPEC.pred_horizon, SPEC.act_horizon, gamma=0.97, still=(0.0, 0.0))
-    policy = build_policy(replace(SPEC, family=family))
+    policy = build_policy(with_flags(SPEC, {"family": family}))
     policy.fit_normalizers_(*dataset.statistics())
     learner = BehaviorCloning(policy, BCConfig(lr=1e-3), iterations)
     for _ in range(iterations):
