@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -142,11 +141,10 @@ def test_arguments_that_do_not_parse_exit_2():
     "module", ["reinflow.cli", "reinflow.sweep.monitor", "reinflow.sweep.local", "reinflow.report"]
 )
 def test_command_lines_and_sweeps_need_neither_torch_nor_simulator(module):
-    code = f"import sys, {module}; print({{'torch', 'mani_skill', 'sapien'}} & set(sys.modules))"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    heavy = {"torch", "mani_skill", "sapien", "gymnasium", "pandas", "scipy", "matplotlib", "ray"}
+    code = f"import sys, {module}; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2  # about .2 s of CPU time
 
 
 HELP = (
