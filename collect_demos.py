@@ -24,7 +24,7 @@ from reinflow.envs.config import CompleteEnvConfig, EnvConfig
 from reinflow.errors import UserError
 
 if TYPE_CHECKING:
-    from reinflow.data.writer import TrajectoryWriter
+    from reinflow.recording.writer import TrajectoryWriter
 
 MAX_ENVS = 64
 CAMERA_ENVS = 16
@@ -79,7 +79,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Record demonstrations from the chosen source, or render those of an existing file again."""
-    from reinflow.data.writer import refuse_existing
+    from reinflow.recording.writer import refuse_existing
 
     config = replace(config, obs_mode=env_config(config).obs_mode)
     check(config)
@@ -95,7 +95,7 @@ def main(config: Config) -> None:
 
 def check(config: Config) -> None:
     """UserError for flags that can't be, before anything starts."""
-    from reinflow.data.experts import CONTROL_MODE
+    from reinflow.recording.experts import CONTROL_MODE
 
     least = {"num_demos": 1, "num_envs": 1, "num_attempts": 1, "max_episode_steps": 1}
     least |= {"hold_steps": 0, "action_noise": 0}
@@ -127,10 +127,10 @@ def env_config(config: Config, obs_mode: str | None = None) -> CompleteEnvConfig
 
 def collect_scripted(config: Config) -> None:
     """Run the scripted expert and write its episodes, or with `--num_attempts` only count its successes."""
-    from reinflow.data.collect import attempts, collect, measure
-    from reinflow.data.experts import make_expert
     from reinflow.envs.maniskill import make, task_spec
     from reinflow.envs.maniskill_suite import choose_backend
+    from reinflow.recording.collect import attempts, collect, measure
+    from reinflow.recording.experts import make_expert
 
     limit = config.max_episode_steps or task_spec(config.env_id).max_episode_steps
     make_expert(config.env_id, num_envs=1)
@@ -164,7 +164,7 @@ def collect_scripted(config: Config) -> None:
 def collect_planned(config: Config) -> None:
     """Write demonstrations of ManiSkill's motion planner, replayed to the control mode asked for."""
     from reinflow.envs.maniskill import task_spec
-    from reinflow.planner import plan_demos, refuse_without_planner
+    from reinflow.recording.planner import plan_demos, refuse_without_planner
 
     refuse_without_planner()
     limit = config.max_episode_steps or task_spec(config.env_id).max_episode_steps
@@ -181,7 +181,7 @@ def render_again(config: Config, source: Path) -> None:
 
     from reinflow.data.demos import load_demos
     from reinflow.data.formats.maniskill import read_description
-    from reinflow.planner import as_arrays
+    from reinflow.recording.planner import as_arrays
 
     about = read_description(source)
     settings = about["env_info"]["env_kwargs"]
@@ -200,7 +200,7 @@ def render_again(config: Config, source: Path) -> None:
 @contextmanager
 def new_writer(config: Config, info: dict[str, Any], source: dict[str, str]) -> Iterator[TrajectoryWriter]:
     """Where episodes go; in an image mode each of them is seen again on the way."""
-    from reinflow.data.writer import TrajectoryWriter
+    from reinflow.recording.writer import TrajectoryWriter
 
     with ExitStack() as stack:
         see = None
@@ -214,7 +214,7 @@ def camera(config: Config) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]
     """A function that gives an episode with states the observations of the flags' mode."""
     from reinflow.envs.maniskill import make
     from reinflow.envs.maniskill_suite import choose_backend
-    from reinflow.envs.rerender import Projector
+    from reinflow.recording.rerender import Projector
 
     settings = env_config(config)
     backend = choose_backend(settings)

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from reinflow.cli import Flat, run_script
 from reinflow.envs import EnvConfig
-from reinflow.evaluation import EvalConfig
+from reinflow.training.evaluation import EvalConfig
 
 if TYPE_CHECKING:
     from reinflow.envs.recorder import Film
-    from reinflow.evaluation import Evaluation
     from reinflow.policies import Policy
+    from reinflow.training.evaluation import Evaluation
     from reinflow.types import EnvSpec
 
 
@@ -68,8 +68,8 @@ def main(config: Config) -> None:
 
 def evaluate_one(config: Config) -> None:
     """A table row per number of denoising steps, and a video where asked for."""
-    from reinflow.checkpoint import resolve_checkpoint
-    from reinflow.videos import write_film
+    from reinflow.storage.checkpoint import resolve_checkpoint
+    from reinflow.training.videos import write_film
 
     path = resolve_checkpoint(config.checkpoint)
     folder = Path(config.output_dir or path.parent)
@@ -85,9 +85,9 @@ def evaluate_one(config: Config) -> None:
 
 def compare(config: Config, first: str, second: str) -> None:
     """Two checkpoints side by side. UserError where they are of different tasks."""
-    from reinflow.checkpoint import resolve_checkpoint
     from reinflow.errors import UserError
-    from reinflow.videos import write_comparison
+    from reinflow.storage.checkpoint import resolve_checkpoint
+    from reinflow.training.videos import write_comparison
 
     paths = [resolve_checkpoint(path) for path in (first, second)]
     pairs = [loaded(path, config) for path in paths]
@@ -114,7 +114,7 @@ def compare(config: Config, first: str, second: str) -> None:
 
 def paired(first: Evaluation, second: Evaluation) -> dict[str, dict[str, float]]:
     """Print and return what the second has more of over the same episodes, with half of the 95 % interval."""
-    from reinflow.evaluation import mean_difference, paired_difference
+    from reinflow.training.evaluation import mean_difference, paired_difference
 
     once = paired_difference(first.success_once, second.success_once)
     at_end = paired_difference(first.success_at_end, second.success_at_end)
@@ -130,8 +130,8 @@ def paired(first: Evaluation, second: Evaluation) -> dict[str, dict[str, float]]
 
 def loaded(path: Path, config: Config) -> tuple[Policy, EnvSpec]:
     """A checkpoint's policy and the task that it was trained for."""
-    from reinflow.checkpoint import load_policy
-    from reinflow.run import pick_device
+    from reinflow.run.run import pick_device
+    from reinflow.storage.checkpoint import load_policy
 
     policy, checkpoint = load_policy(path, pick_device(config.cuda))
     policy.spec = policy.spec.starting_with(config.initial_noise_scale)
@@ -140,7 +140,7 @@ def loaded(path: Path, config: Config) -> tuple[Policy, EnvSpec]:
 
 def filmed(policy: Policy, task: EnvSpec, config: Config) -> Film:
     """A film of the policy from the start states of the evaluation's seed."""
-    from reinflow.videos import Camera
+    from reinflow.training.videos import Camera
 
     with closing(Camera(task, config.env, policy, config.evaluation.eval_seed, config.num_video_envs)) as camera:
         return camera.film(policy)
@@ -149,7 +149,7 @@ def filmed(policy: Policy, task: EnvSpec, config: Config) -> Film:
 def evaluated(policy: Policy, task: EnvSpec, config: Config, steps: Sequence[int]) -> dict[int, Evaluation]:
     """By number of denoising steps; prints a table row for each."""
     from reinflow.envs import make_env
-    from reinflow.evaluation import evaluate
+    from reinflow.training.evaluation import evaluate
 
     spec = policy.spec
     env = make_env(

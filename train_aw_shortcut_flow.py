@@ -17,10 +17,10 @@ from reinflow.algos.critics import CriticConfig
 from reinflow.cli import Flat, run_script
 from reinflow.data.config import DemoConfig
 from reinflow.envs import EnvConfig
-from reinflow.evaluation import EvalConfig
 from reinflow.policies import PolicyConfig
 from reinflow.presets import WEIGHTED_PRESETS
-from reinflow.run import RunConfig
+from reinflow.run.run import RunConfig
+from reinflow.training.evaluation import EvalConfig
 from reinflow.training.loops import OfflineConfig
 
 
@@ -45,19 +45,19 @@ class Config:
 
 def main(config: Config) -> None:
     """Train from demonstrations with rewards, evaluate along the way and keep the best policy."""
-    from reinflow import distributed
     from reinflow.algos.awr import AdvantageWeightedRegression
-    from reinflow.checkpoint import adopt_teacher_, load_checkpoint, load_state_
     from reinflow.data.chunks import ChunkDataset
     from reinflow.data.demos import open_demos
     from reinflow.envs import make_env
     from reinflow.policies import build_policy
-    from reinflow.run import Run
+    from reinflow.run.run import Run
+    from reinflow.runtime import distributed
+    from reinflow.storage.checkpoint import adopt_teacher_, load_checkpoint, load_state_
     from reinflow.training.loops import Offline, OfflineState
     from reinflow.training.spread import spread_at
     from reinflow.training.trainer import Trainer
+    from reinflow.training.videos import filming
     from reinflow.types import Objective
-    from reinflow.videos import filming
 
     checkpoint = load_checkpoint(config.pretrained_path) if config.pretrained_path else None
     before = checkpoint.objective if checkpoint else None

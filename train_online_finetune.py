@@ -11,16 +11,16 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 
-from reinflow.acceleration import AccelerationConfig
 from reinflow.algos.ppo import PPOFlags
 from reinflow.algos.schedules import NoiseConfig
 from reinflow.cli import Flat, run_script
 from reinflow.envs import EnvConfig
 from reinflow.errors import UserError
-from reinflow.evaluation import EvalConfig
 from reinflow.policies import NoiseNetConfig
 from reinflow.presets import ONLINE_PRESETS, beside_the_guide
-from reinflow.run import RunConfig
+from reinflow.run.run import RunConfig
+from reinflow.runtime.acceleration import AccelerationConfig
+from reinflow.training.evaluation import EvalConfig
 from reinflow.training.loops import OnPolicyConfig
 
 
@@ -50,19 +50,19 @@ class Config:
 
 def main(config: Config) -> None:
     """Fine-tune the checkpoint on its own task, evaluate along the way and keep the best policy."""
-    from reinflow import distributed
     from reinflow.agent import ReinFlowAgent
     from reinflow.algos.ppo import PPO
     from reinflow.algos.reinflow import ReinFlow, rollout_buffer
-    from reinflow.checkpoint import load_checkpoint, load_state_
     from reinflow.envs import Builds, make_env
     from reinflow.policies import build_policy
-    from reinflow.run import Run
+    from reinflow.run.run import Run
+    from reinflow.runtime import distributed
+    from reinflow.storage.checkpoint import load_checkpoint, load_state_
     from reinflow.training.fine_tuning import beside_the_pretrained, warn_of_few_iterations
     from reinflow.training.loops import OnPolicy
     from reinflow.training.trainer import Trainer
+    from reinflow.training.videos import filming
     from reinflow.types import Objective
-    from reinflow.videos import filming
 
     if not config.pretrained_path:
         raise UserError("--pretrained_path is missing: pass a run directory or a best_model.pt of Stage 1 or Stage 2")

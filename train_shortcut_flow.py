@@ -14,10 +14,10 @@ from reinflow.algos.bc import BCConfig
 from reinflow.cli import Flat, run_script
 from reinflow.data.config import DemoConfig
 from reinflow.envs import EnvConfig
-from reinflow.evaluation import EvalConfig
 from reinflow.policies import PolicyConfig
 from reinflow.presets import CLONING_PRESETS
-from reinflow.run import RunConfig
+from reinflow.run.run import RunConfig
+from reinflow.training.evaluation import EvalConfig
 from reinflow.training.loops import OfflineConfig
 
 
@@ -38,18 +38,18 @@ class Config:
 
 def main(config: Config) -> None:
     """Train from demonstrations, evaluate along the way and keep the best policy."""
-    from reinflow import distributed
     from reinflow.algos.bc import BehaviorCloning
-    from reinflow.checkpoint import adopt_teacher_
     from reinflow.data.chunks import ChunkDataset
     from reinflow.data.demos import open_demos
     from reinflow.envs import make_env
     from reinflow.policies import build_policy
-    from reinflow.run import Run
+    from reinflow.run.run import Run
+    from reinflow.runtime import distributed
+    from reinflow.storage.checkpoint import adopt_teacher_
     from reinflow.training.loops import Offline, OfflineState
     from reinflow.training.spread import spread_at
     from reinflow.training.trainer import Trainer
-    from reinflow.videos import filming
+    from reinflow.training.videos import filming
 
     env_config = config.env.completed()
     demos = open_demos(config.demos, env_config)

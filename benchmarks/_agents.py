@@ -7,11 +7,11 @@ import argparse
 import torch
 from torch import Tensor
 
-from reinflow.acceleration import AccelerationConfig
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPOConfig
 from reinflow.cli import USER_ERROR, fail
 from reinflow.policies import NETS, PolicySpec, build_policy
+from reinflow.runtime.acceleration import AccelerationConfig
 
 STATE_DIM, ACTION_DIM = 42, 7
 GRAPHS = AccelerationConfig(cuda_graphs=True)

@@ -9,10 +9,10 @@ import torch
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO, PPOConfig
 from reinflow.algos.reinflow import ReinFlow, rollout_buffer
-from reinflow.checkpoint import Checkpoint
 from reinflow.envs import EnvConfig, make_env
 from reinflow.policies import PolicyConfig, build_policy
-from reinflow.rng import rng_state
+from reinflow.runtime.rng import rng_state
+from reinflow.storage.checkpoint import Checkpoint
 from reinflow.training.rollouts import collect
 
 

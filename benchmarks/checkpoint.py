@@ -13,8 +13,8 @@ from benchmarks._compare import parser, save, timed
 from benchmarks._training import Training
 from reinflow.envs import EnvConfig
 from reinflow.policies import PolicyConfig
-from reinflow.resumable import save_training
-from reinflow.trees import copied
+from reinflow.runtime.trees import copied
+from reinflow.storage.resumable import save_training
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmarks._machine import fingerprint
 from reinflow.cli import as_words
-from reinflow.status import read_status
+from reinflow.run.status import read_status
 from reinflow.sweep.results import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,8 +10,8 @@ from benchmarks._agents import GRAPHS, add_graphs_flag, add_net_flag, conditions
 from benchmarks._compare import Variant, compare, parser, report
 from benchmarks._peer import add_peer_flag, beside
 from benchmarks._straightforward import two_passes
-from reinflow.acceleration import WARMUPS
 from reinflow.policies.chain import draws
+from reinflow.runtime.acceleration import WARMUPS
 from reinflow.types import Chain
 
 

@@ -24,8 +24,8 @@ from benchmarks._compare import parser, save
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.ppo import PPO, PPOConfig
 from reinflow.algos.reinflow import ReinFlow, rollout_buffer
-from reinflow.checkpoint import load_policy
 from reinflow.envs import EnvConfig, make_env
+from reinflow.storage.checkpoint import load_policy
 from reinflow.training.rollouts import collect
 from reinflow.types import ChunkEnv, Obs
 

@@ -22,7 +22,7 @@ from reinflow.policies import NoiseNetConfig, Policy, PolicySpec, Shortcut, make
 from reinflow.types import Objective
 
 if TYPE_CHECKING:
-    from reinflow.checkpoint import Checkpoint
+    from reinflow.storage.checkpoint import Checkpoint
 
 C = TypeVar("C")
 
@@ -104,7 +104,7 @@ class ReinFlowAgent(ActorCritic):
         Moves the agent to `device`. Weights change in place, so optimisers stay valid. UserError if the checkpoint is
         missing, damaged, or of another family or other dimensions.
         """
-        from reinflow.checkpoint import load_policy, load_state_
+        from reinflow.storage.checkpoint import load_policy, load_state_
 
         policy, checkpoint = load_policy(checkpoint_path, "cpu")
         spec = policy.spec
@@ -134,7 +134,7 @@ class ReinFlowAgent(ActorCritic):
         So does one that predicts another return than `objective`, which a sentence tells. What a checkpoint doesn't say
         of its V is taken to fit.
         """
-        from reinflow.checkpoint import load_state_
+        from reinflow.storage.checkpoint import load_state_
 
         state, theirs = checkpoint.parts.get("critic"), checkpoint.objective
         if state is None or self.privileged != ("normalizer.shift" in state):

@@ -17,13 +17,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
-from reinflow.compatibility import completed
 from reinflow.errors import UserError
 from reinflow.flags import (
     as_flags,
@@ -39,6 +39,7 @@ from reinflow.flags import (
     widened,
     with_flags,
 )
+from reinflow.run.compatibility import completed
 
 __all__ = ["Flat", "as_flags", "as_words", "flat_fields", "parse", "run_script", "with_flags"]
 
@@ -146,7 +147,12 @@ def parse(
     presets: Mapping[str, C | Mapping[str, Any]] | None = None,
     description: str | None = None,
 ) -> C:
-    """The config that `arguments` describe; tyro prints the reason and exits 2 where they don't parse."""
+    """The config that `arguments` describe; tyro prints the reason and exits 2 where they don't parse.
+
+    A config whose fields must be given has nothing to choose by name, no presets and no run to resume.
+    """
+    if any(field.default is MISSING and field.default_factory is MISSING for field in fields(config_type)):  # type: ignore[arg-type]
+        return tyro.cli(config_type, args=arguments, use_underscores=True, description=description)
     base = config_type()
     configs = {key: resolve_preset(base, preset) for key, preset in (presets or {}).items()}
     name, rest = split_option("preset", arguments) if configs else (None, list(arguments))

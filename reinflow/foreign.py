@@ -19,11 +19,11 @@ import torch
 import tyro
 from torch import Tensor
 
-from reinflow.checkpoint import Checkpoint, env_spec_from, load_checkpoint, load_state_, save_checkpoint
 from reinflow.cli import run_script
 from reinflow.errors import UserError
 from reinflow.policies import build_policy
 from reinflow.policies.spec import PolicySpec
+from reinflow.storage.checkpoint import Checkpoint, env_spec_from, load_checkpoint, load_state_, save_checkpoint
 
 SAFE_TORCH = (2, 10)
 """older versions of torch have known ways around weights_only"""

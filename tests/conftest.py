@@ -4,7 +4,7 @@ import signal
 
 import torch
 
-from reinflow import trackers
+from reinflow.run import trackers
 from tests.waiting import HANGS
 
 torch.set_num_threads(1)

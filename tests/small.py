@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from reinflow.cli import parse
-from reinflow.data.writer import TrajectoryWriter
 from reinflow.envs.toy import EPISODE, toy_demos
+from reinflow.recording.writer import TrajectoryWriter
 
 STAGES = (1, 2, 3)
 SCRIPTS = {1: "train_shortcut_flow", 2: "train_aw_shortcut_flow", 3: "train_online_finetune"}

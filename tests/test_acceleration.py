@@ -8,8 +8,8 @@ import warnings
 import pytest
 import torch
 
-from reinflow.acceleration import WARMUPS, AccelerationConfig, Replayed, replayed
 from reinflow.algos.ppo import PPO, PPOConfig
+from reinflow.runtime.acceleration import WARMUPS, AccelerationConfig, Replayed, replayed
 from tests.test_hot_paths import filled, make_agent
 
 

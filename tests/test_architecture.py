@@ -11,19 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = {
-    f"reinflow.{name}"
-    for name in (
-        "types",
-        "errors",
-        "registry",
-        "interrupts",
-        "rng",
-        "distributed",
-        "trees",
-        "acceleration",
-    )
-}
+CORE = {"reinflow.runtime"} | {f"reinflow.{name}" for name in ("types", "errors", "registry")}
 TENSORS = {"torch", "numpy", "jaxtyping", "einops"}
 SIMULATOR = {"mani_skill", "sapien", "gymnasium"}
 
@@ -31,36 +19,35 @@ MAY_IMPORT = {
     "nets": {"nets", "torch", "einops", "jaxtyping"},
     "reinflow/types.py": {"torch", "jaxtyping"},
     "reinflow/errors.py": set(),
-    "reinflow/distributed.py": {"torch", "jaxtyping", "reinflow.errors", "reinflow.rng", "reinflow.watch"},
-    "reinflow/watch.py": {"torch"},
-    "reinflow/trees.py": {"torch"},
-    "reinflow/acceleration.py": {"torch", "reinflow.trees"},
     "reinflow/registry.py": {"reinflow.errors"},
-    "reinflow/ranking.py": {"reinflow.evaluation", "reinflow.types"},
     "reinflow/flags.py": {"tyro", "reinflow.errors", "reinflow.registry"},
-    "reinflow/cli.py": {"tyro", "reinflow.compatibility", "reinflow.errors", "reinflow.flags"},
-    "reinflow/envs": CORE
-    | TENSORS
-    | SIMULATOR
-    | {"reinflow.envs", "reinflow.files", "transforms3d", "pytorch_kinematics"},
-    "reinflow/data": CORE | TENSORS | {"h5py", "reinflow.data", "reinflow.files"},
+    "reinflow/cli.py": {"tyro", "reinflow.run.compatibility", "reinflow.errors", "reinflow.flags"},
+    "reinflow/runtime": {"torch", "numpy", "jaxtyping", "reinflow.errors", "reinflow.runtime"},
+    "reinflow/envs": CORE | TENSORS | SIMULATOR | {"reinflow.envs", "transforms3d", "pytorch_kinematics"},
+    "reinflow/data": CORE | TENSORS | {"h5py", "reinflow.data"},
     "reinflow/policies": CORE | TENSORS | {"nets", "reinflow.policies", "reinflow.flags"},
     "reinflow/algos": CORE
     | TENSORS
     | {"nets", "reinflow.algos", "reinflow.flags"}
     | {f"reinflow.policies.{name}" for name in ("base", "chain", "ema")},
+    "reinflow/run": CORE
+    | {"torch", "tqdm", "wandb", "tensorboard", "reinflow.cli", "reinflow.run", "reinflow.storage"},
+    "reinflow/storage": CORE | TENSORS | {"safetensors", "reinflow.policies", "reinflow.storage"},
+    "reinflow/recording": CORE
+    | TENSORS
+    | SIMULATOR
+    | {"h5py", "transforms3d", "mplib", "reinflow.recording", "reinflow.envs", "reinflow.data"},
     "reinflow/agent.py": TENSORS
-    | {"nets", "reinflow.algos", "reinflow.checkpoint", "reinflow.errors", "reinflow.policies", "reinflow.types"},
+    | {"nets", "reinflow.algos", "reinflow.storage", "reinflow.errors", "reinflow.policies", "reinflow.types"},
     "reinflow/training/learner.py": {"torch", "reinflow.policies.base", "reinflow.types"},
     "reinflow/training/health.py": {"reinflow.algos.guard"},
+    "reinflow/training/ranking.py": {"reinflow.training.evaluation", "reinflow.types"},
     "reinflow/training/rollouts.py": CORE | TENSORS | {"reinflow.training.learner"},
     "reinflow/training/loops.py": CORE
     | TENSORS
     | {"reinflow.data.replay"}
     | {f"reinflow.training.{name}" for name in ("health", "learner", "rollouts")},
-    "reinflow/training/trainer.py": CORE
-    | {f"reinflow.{name}" for name in ("checkpoint", "evaluation", "keeper", "videos")}
-    | {f"reinflow.training.{name}" for name in ("health", "learner", "loops")},
+    "reinflow/training/trainer.py": CORE | {"reinflow.storage", "reinflow.training"},
 }
 """top-level packages, and modules of ours by prefix; the standard library is free"""
 
@@ -74,12 +61,13 @@ def sources(place: str) -> list[Path]:
 
 
 def absolute(path: Path, node: ast.ImportFrom) -> Iterator[str]:
-    """The modules of `from x import y`, relative ones spelt out; `from reinflow import y` names submodules."""
+    """The modules of `from x import y`, relative ones spelt out; y is one itself where x is a folder that has it."""
     parent = ".".join(path.relative_to(ROOT).with_suffix("").parts[: -node.level]) if node.level else ""
     module = ".".join(part for part in (parent, node.module) if part)
-    if module == "reinflow":
-        yield from (f"reinflow.{alias.name}" for alias in node.names)
-    else:
+    folder = ROOT / module.replace(".", "/")
+    inside = {alias.name for alias in node.names if (folder / f"{alias.name}.py").exists()}
+    yield from (f"{module}.{name}" for name in inside)
+    if len(inside) < len(node.names):
         yield module
 
 

@@ -7,7 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reinflow.checkpoint import (
+from reinflow.errors import UserError
+from reinflow.policies import build_policy
+from reinflow.policies.spec import PolicySpec
+from reinflow.storage.checkpoint import (
     Checkpoint,
     NotFinite,
     env_spec_from,
@@ -17,10 +20,7 @@ from reinflow.checkpoint import (
     packed,
     save_checkpoint,
 )
-from reinflow.errors import UserError
-from reinflow.policies import build_policy
-from reinflow.policies.spec import PolicySpec
-from reinflow.sealed import seal, unseal
+from reinflow.storage.sealed import seal, unseal
 from reinflow.types import EnvSpec, Objective
 
 SPEC = PolicySpec.of(

@@ -153,6 +153,16 @@ HELP = (
 )
 
 
+@pytest.mark.parametrize("module", ["doctor", "foreign", "report", "sweep", "sweep.monitor"])
+def test_each_command_of_the_package_shows_its_help_and_refuses_nonsense(module):
+    for argument, code in (("--help", 0), ("--nonsense", 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", f"reinflow.{module}", argument], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_output_that_nobody_reads_ends_quietly():
     with subprocess.Popen(
         [sys.executable, "-c", HELP], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

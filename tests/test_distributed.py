@@ -17,7 +17,6 @@ from unittest import mock
 import pytest
 import torch
 
-from reinflow import distributed
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.awr import AdvantageWeightedRegression, AWRConfig
 from reinflow.algos.bc import BCConfig
@@ -30,14 +29,15 @@ from reinflow.data.trajectories import Demos, Trajectory
 from reinflow.envs import EnvConfig, make_env
 from reinflow.envs.toy import toy_demos
 from reinflow.errors import UserError
-from reinflow.evaluation import EvalConfig
-from reinflow.log import to_host
 from reinflow.policies import PolicySpec, build_policy
-from reinflow.resumable import latest_training
-from reinflow.run import Run, RunConfig
+from reinflow.run.metrics import to_host
+from reinflow.run.run import Run, RunConfig
+from reinflow.runtime import distributed
+from reinflow.runtime.watch import MEETING_PLACE, Watch
+from reinflow.storage.resumable import latest_training
+from reinflow.training.evaluation import EvalConfig
 from reinflow.training.loops import Offline, OfflineConfig, OnPolicy, OnPolicyConfig
 from reinflow.training.trainer import Trainer
-from reinflow.watch import MEETING_PLACE, Watch
 from tests.faults.ranks import ROOT, SPEC, TORCHRUN, TRAIN, environment, toy_run, two_processes
 from tests.waiting import HANGS
 
@@ -327,7 +327,7 @@ VICTIM_HANGS = """
 import signal, sys
 sys.path.insert(0, {root!r})
 import torch
-from reinflow import distributed, watch
+from reinflow.runtime import distributed, watch
 watch.BEAT_SECONDS = 0.2
 distributed.join(cuda=False)
 distributed.Watch.on_lost = lambda reason: print("told", flush=True)

@@ -18,7 +18,9 @@ from reinflow.envs.maniskill import ManiSkillEnv
 from reinflow.envs.toy import ToyEnv
 from reinflow.envs.workers import WorkerChunkEnv
 from reinflow.envs.wrappers import ActionChunk
-from reinflow.evaluation import (
+from reinflow.policies import Policy, build_policy
+from reinflow.policies.spec import PolicyConfig
+from reinflow.training.evaluation import (
     BLOCK,
     Evaluation,
     evaluate,
@@ -27,8 +29,6 @@ from reinflow.evaluation import (
     noise_generator,
     paired_difference,
 )
-from reinflow.policies import Policy, build_policy
-from reinflow.policies.spec import PolicyConfig
 from reinflow.types import ChunkEnv, EnvSpec
 from tests.test_guide_commands import script
 
@@ -319,7 +319,7 @@ def test_evaluations_are_written_episode_by_episode_and_compared_pair_by_pair(tm
     spec = toy(1).spec
     policies = {"first": random_policy(spec), "second": random_policy(spec)}
     monkeypatch.setattr(module, "loaded", lambda path, config: (policies[path.stem], spec))
-    monkeypatch.setattr("reinflow.checkpoint.resolve_checkpoint", lambda path: tmp_path / f"{path}.pt")
+    monkeypatch.setattr("reinflow.storage.checkpoint.resolve_checkpoint", lambda path: tmp_path / f"{path}.pt")
     flags = ["--num_eval_envs", "4", "--num_eval_episodes", "6", "--no-cuda"]
     module.main(parse(module.Config, ["--compare", "first", "second", *flags]))
     report = json.loads((tmp_path / "comparison.json").read_text())

@@ -21,8 +21,6 @@ import torch
 
 import evaluate
 import train_shortcut_flow
-from reinflow import interrupts
-from reinflow.checkpoint import load_checkpoint
 from reinflow.cli import parse
 from reinflow.data.config import DemoConfig
 from reinflow.data.demos import open_demos
@@ -32,7 +30,9 @@ from reinflow.envs.seeding import worker_seed
 from reinflow.envs.suite import SUITES
 from reinflow.errors import UserError
 from reinflow.policies import FAMILIES, NETS, PolicySpec, build_policy
-from reinflow.status import read_status
+from reinflow.run.status import read_status
+from reinflow.runtime import interrupts
+from reinflow.storage.checkpoint import load_checkpoint
 from tests.envs import test_chunk_contract as envs
 from tests.nets import test_velocity_nets as nets
 from tests.policies import test_policy_contract

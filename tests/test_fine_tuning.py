@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from reinflow.ranking import Score, score_of
 from reinflow.training.fine_tuning import FEW_ITERATIONS, beside_the_pretrained
 from reinflow.training.loops import OnPolicyState
+from reinflow.training.ranking import Score, score_of
 from tests.small import demo_file, run_stage
 
 MOVED, FROZEN = OnPolicyState(iteration=4, policy_updates=3), OnPolicyState(iteration=4)

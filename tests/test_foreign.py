@@ -7,10 +7,10 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from reinflow.checkpoint import load_checkpoint, load_policy
 from reinflow.errors import UserError
 from reinflow.foreign import Config, main
 from reinflow.policies import build_policy
+from reinflow.storage.checkpoint import load_checkpoint, load_policy
 from tests.test_checkpoint import ENV, SPEC, Stranger, saved
 
 

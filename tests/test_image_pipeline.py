@@ -15,12 +15,12 @@ import evaluate
 import train_aw_shortcut_flow
 import train_online_finetune
 import train_shortcut_flow
-from reinflow.checkpoint import load_policy
 from reinflow.cli import parse
 from reinflow.envs import EnvConfig, headless
 from reinflow.envs.maniskill import make
-from reinflow.envs.rerender import Projector, joined, leaves, mapped
 from reinflow.errors import UserError
+from reinflow.recording.rerender import Projector, joined, leaves, mapped
+from reinflow.storage.checkpoint import load_policy
 
 pytestmark = pytest.mark.skipif(not headless.render_device_available(), reason="needs a Vulkan driver")
 

@@ -12,11 +12,11 @@ import pytest
 
 import evaluate
 import train_shortcut_flow
-from reinflow.checkpoint import load_checkpoint
 from reinflow.cli import parse
 from reinflow.errors import UserError
 from reinflow.policies import spread
 from reinflow.presets import CLONING_PRESETS, ONLINE_PRESETS, WEIGHTED_PRESETS
+from reinflow.storage.checkpoint import load_checkpoint
 from tests.small import demo_file, run_stage
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from reinflow import interrupts
-from reinflow.interrupts import EXIT_CODES, Interrupted
+from reinflow.runtime import interrupts
+from reinflow.runtime.interrupts import EXIT_CODES, Interrupted
 from tests.faults.runs import prepared, status
 from tests.faults.strikes import Strike
 from tests.small import flags, run_stage

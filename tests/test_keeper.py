@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from reinflow import keeper as module
-from reinflow.checkpoint import Checkpoint, load_checkpoint
-from reinflow.evaluation import EvalConfig, standard_error
 from reinflow.flags import with_flags
 from reinflow.policies import build_policy
-from reinflow.ranking import Score, restored
+from reinflow.storage.checkpoint import Checkpoint, load_checkpoint
+from reinflow.training import keeper as module
+from reinflow.training.evaluation import EvalConfig, standard_error
+from reinflow.training.ranking import Score, restored
 from tests.test_checkpoint import ENV, SPEC
 
 

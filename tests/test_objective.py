@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from reinflow.checkpoint import load_checkpoint, save_checkpoint
 from reinflow.cli import parse
 from reinflow.errors import UserError
 from reinflow.presets import ONLINE_PRESETS, WEIGHTED_PRESETS
+from reinflow.storage.checkpoint import load_checkpoint, save_checkpoint
 from reinflow.types import Objective
 from tests.small import demo_file, run_stage
 from train_aw_shortcut_flow import Config as WeightedConfig

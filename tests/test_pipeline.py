@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from reinflow.checkpoint import load_checkpoint
-from reinflow.interrupts import EXIT_CODES
-from reinflow.resumable import latest_training, states
-from reinflow.trees import split
+from reinflow.runtime.interrupts import EXIT_CODES
+from reinflow.runtime.trees import split
+from reinflow.storage.checkpoint import load_checkpoint
+from reinflow.storage.resumable import latest_training, states
 from tests.faults.strikes import Strike
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from reinflow.checkpoint import Checkpoint, load_checkpoint
 from reinflow.errors import UserError
 from reinflow.policies import build_policy
-from reinflow.resumable import FILES, MANIFEST, latest_training, save_training, states
-from reinflow.rng import rng_state, set_rng_state
-from reinflow.trees import join, split
+from reinflow.runtime.rng import rng_state, set_rng_state
+from reinflow.runtime.trees import join, split
+from reinflow.storage.checkpoint import Checkpoint, load_checkpoint
+from reinflow.storage.resumable import FILES, MANIFEST, latest_training, save_training, states
 from tests.test_checkpoint import ENV, SPEC
 
 
@@ -101,7 +101,7 @@ def test_a_copy_that_someone_made_is_neither_a_state_nor_deleted(tmp_path):
 
 def test_a_forged_state_with_moments_that_are_not_finite_is_not_loaded(tmp_path, monkeypatch):
     save_training(tmp_path, 5, training_at(5))
-    monkeypatch.setattr("reinflow.resumable.refuse_not_finite", lambda tensors: None)
+    monkeypatch.setattr("reinflow.storage.resumable.refuse_not_finite", lambda tensors: None)
     save_training(tmp_path, 10, training_at(10, learner={"weight": torch.tensor([float("nan")])}))
     monkeypatch.undo()
     said = []
@@ -115,7 +115,7 @@ def test_a_run_without_resumable_states_says_so(tmp_path):
 
 
 def test_a_state_of_another_version_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("reinflow.resumable.FORMAT_VERSION", 99)
+    monkeypatch.setattr("reinflow.storage.resumable.FORMAT_VERSION", 99)
     save_training(tmp_path, 5, training_at(5))
     monkeypatch.undo()
     with pytest.raises(UserError, match="format 99"):

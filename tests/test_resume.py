@@ -18,15 +18,15 @@ import pytest
 import torch
 
 import train_shortcut_flow
-from reinflow import interrupts
-from reinflow.checkpoint import MODEL
 from reinflow.cli import parse
 from reinflow.envs.toy import ToyEnv
 from reinflow.errors import UserError
-from reinflow.interrupts import Interrupted
-from reinflow.resumable import FILES, MANIFEST, latest_training, manifest, save_training, states
-from reinflow.sealed import seal, unseal
-from reinflow.trees import copied, split
+from reinflow.runtime import interrupts
+from reinflow.runtime.interrupts import Interrupted
+from reinflow.runtime.trees import copied, split
+from reinflow.storage.checkpoint import MODEL
+from reinflow.storage.resumable import FILES, MANIFEST, latest_training, manifest, save_training, states
+from reinflow.storage.sealed import seal, unseal
 from tests.small import STAGES, demo_file, run_stage
 
 
@@ -141,7 +141,7 @@ def test_a_longer_run_may_go_on_and_another_one_may_not(folder):
 
 def test_other_code_is_refused_unless_that_is_wanted(folder, monkeypatch):
     run_stage(1, folder, "code")
-    monkeypatch.setattr("reinflow.rundir.source_digest", lambda: "another")
+    monkeypatch.setattr("reinflow.run.directory.source_digest", lambda: "another")
     resume = ["--resume", str(folder / "runs" / "code")]
     with pytest.raises(UserError, match=r"source .*another"):
         run_stage(1, folder, "code", *resume)
@@ -198,7 +198,7 @@ def test_a_run_whose_disk_is_full_goes_on_and_says_so(folder, monkeypatch):
     def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("reinflow.resumable.write_durably", full)
+    monkeypatch.setattr("reinflow.storage.resumable.write_durably", full)
     run_stage(1, folder, "full")
     status = json.loads((folder / "runs" / "full" / "status.json").read_text())
     assert status["state"] == "done"

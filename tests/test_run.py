@@ -16,9 +16,9 @@ import torch
 
 from reinflow.cli import Flat, parse
 from reinflow.errors import UserError
-from reinflow.log import JsonlSink, MetricsLog, rewind_jsonl, to_host
-from reinflow.progress import clock
-from reinflow.run import Run, RunConfig, outcome
+from reinflow.run.metrics import JsonlSink, MetricsLog, rewind_jsonl, to_host
+from reinflow.run.progress import clock
+from reinflow.run.run import Run, RunConfig, outcome
 from tests.waiting import HANGS
 
 
@@ -106,7 +106,7 @@ def test_a_disk_that_is_full_at_the_start_leaves_no_directory(tmp_path, monkeypa
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device", "config.json")
 
-    monkeypatch.setattr("reinflow.rundir.write_json", full)
+    monkeypatch.setattr("reinflow.run.directory.write_json", full)
     with pytest.raises(OSError, match="No space left"):
         open_run(tmp_path, overwrite=overwrite)
     assert not (tmp_path / "toy-seed0").exists()
@@ -156,7 +156,7 @@ TRAINER = """
 import signal, sys
 from reinflow.cli import run_script
 from tests.test_run import Script
-from reinflow.run import Run
+from reinflow.run.run import Run
 def main(config):
     with Run.open(config.run, name="toy", full_config=config, total=10, unit="iterations") as run:
         run.log({"a": 1.0}, step=1)
@@ -271,8 +271,8 @@ def test_a_tracker_that_fails_warns_once_and_everything_else_goes_on(tmp_path):
 
 
 def test_a_tracker_that_stalls_neither_blocks_nor_loses_a_line_of_metrics(tmp_path, monkeypatch):
-    monkeypatch.setattr("reinflow.trackers.QUEUED", 2)
-    monkeypatch.setattr("reinflow.trackers.CLOSING_SECONDS", 0.1)
+    monkeypatch.setattr("reinflow.run.trackers.QUEUED", 2)
+    monkeypatch.setattr("reinflow.run.trackers.CLOSING_SECONDS", 0.1)
     warnings, released, came_back = [], threading.Event(), []
     log = MetricsLog(warnings.append, failed=lambda what, error: None)
     log.open(tmp_path / "metrics.jsonl")

@@ -16,9 +16,9 @@ from reinflow.data.chunks import ChunkDataset
 from reinflow.data.trajectories import Demos, Trajectory
 from reinflow.envs import EnvConfig, make_env
 from reinflow.envs.toy import toy_demos
-from reinflow.evaluation import evaluate
 from reinflow.flags import with_flags
 from reinflow.policies import Policy, PolicySpec, build_policy
+from reinflow.training.evaluation import evaluate
 from reinflow.training.rollouts import collect
 from reinflow.types import ChunkEnv
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from nets.critic import PrivilegedValueNetwork, ValueNetwork
 from nets.vision import random_shift
-from reinflow.acceleration import AccelerationConfig, replayed
 from reinflow.algos.advantages import return_scale
 from reinflow.algos.schedules import NoiseConfig
 from reinflow.policies.base import Policy
 from reinflow.policies.chain import denoise, draws, scored_dims
+from reinflow.runtime.acceleration import AccelerationConfig, replayed
 from reinflow.types import Chain, Obs, Stochastic
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from reinflow import distributed
+from reinflow.runtime import distributed
 
 
 def gae(

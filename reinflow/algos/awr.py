@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reinflow import distributed
 from reinflow.algos.advantages import normalized
 from reinflow.algos.bc import BCConfig, BehaviorCloning
 from reinflow.algos.critics import CriticConfig, Critics
 from reinflow.policies.base import Policy
+from reinflow.runtime import distributed
 
 
 @dataclass(frozen=True)

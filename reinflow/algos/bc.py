@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from nets.vision import random_shift
-from reinflow import distributed
 from reinflow.algos.dispersive import Dispersed, DispersiveConfig
 from reinflow.algos.guard import StepGuard
 from reinflow.errors import UserError
 from reinflow.flags import Flat
 from reinflow.policies.base import Policy
 from reinflow.policies.ema import EMA
+from reinflow.runtime import distributed
 from reinflow.types import Obs, Regressable
 
 

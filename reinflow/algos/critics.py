@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nets.critic import QEnsemble, ValueNetwork
-from reinflow import distributed
 from reinflow.algos.advantages import return_scale
 from reinflow.algos.guard import StepGuard
+from reinflow.runtime import distributed
 
 
 @dataclass(frozen=True)

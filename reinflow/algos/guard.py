@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reinflow import distributed
+from reinflow.runtime import distributed
 
 MOST_IN_A_ROW = 10
 """skipped steps in a row after which a run goes back to its last checkpoint"""

@@ -16,14 +16,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nets.critic import PrivilegedValueNetwork
-from reinflow import distributed, interrupts
-from reinflow.acceleration import AccelerationConfig, replayed
 from reinflow.algos.actor_critic import ActorCritic
 from reinflow.algos.advantages import explained_variance, mean_over, normalized
 from reinflow.algos.guard import StepGuard
 from reinflow.algos.rollout import RolloutBuffer, Rows
 from reinflow.policies.chain import chain_entropy, chain_log_prob, chain_moments, joint_kl
-from reinflow.trees import mapped
+from reinflow.runtime import distributed, interrupts
+from reinflow.runtime.acceleration import AccelerationConfig, replayed
+from reinflow.runtime.trees import mapped
 from reinflow.types import Objective
 
 ALPHA = {"sum": 0.0, "sqrt": 0.5, "mean": 1.0}

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reinflow import distributed
 from reinflow.algos.advantages import gae
-from reinflow.trees import mapped
+from reinflow.runtime import distributed
+from reinflow.runtime.trees import mapped
 from reinflow.types import Centres, Obs
 
 Rows = dict[str, Any]

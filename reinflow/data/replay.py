@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reinflow.data.chunks import TransitionBatch
 from reinflow.errors import UserError
-from reinflow.trees import mapped
+from reinflow.runtime.trees import mapped
 from reinflow.types import ChunkStep, Obs
 
 

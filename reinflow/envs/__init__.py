@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reinflow import distributed
 from reinflow.envs.config import CompleteEnvConfig, EnvConfig
 from reinflow.envs.maniskill_suite import ManiSkillSuite
 from reinflow.envs.seeding import Builds
@@ -21,6 +20,7 @@ from reinflow.envs.suite import SUITES, EnvSuite, Setup, Wishes, made, suite_of
 from reinflow.envs.synthetic import SyntheticSuite
 from reinflow.envs.toy import ToySuite
 from reinflow.registry import Entry
+from reinflow.runtime import distributed
 from reinflow.types import BatchedEnv, ChunkEnv, Seed
 
 if TYPE_CHECKING:

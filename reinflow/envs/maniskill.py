@@ -29,7 +29,7 @@ from reinflow.envs.config import CompleteEnvConfig
 from reinflow.envs.seeding import Builds, batch_seed, one_by_one
 from reinflow.envs.still import still_action
 from reinflow.errors import UserError
-from reinflow.rng import numpy_state, set_numpy_state_
+from reinflow.runtime.rng import numpy_state, set_numpy_state_
 from reinflow.types import EnvSpec, Seed, StepResult
 
 NO_LIMIT = 10**9

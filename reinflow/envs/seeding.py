@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from reinflow.rng import Stream, derived_seed
+from reinflow.runtime.rng import Stream, derived_seed
 from reinflow.types import Seed
 
 

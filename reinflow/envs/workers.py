@@ -27,8 +27,8 @@ from torch import Tensor
 
 from reinflow.envs.seeding import worker_seed
 from reinflow.errors import UserError
-from reinflow.interrupts import EXIT_CODES
-from reinflow.rng import rng_state, seed_globals, set_rng_state
+from reinflow.runtime.interrupts import EXIT_CODES
+from reinflow.runtime.rng import rng_state, seed_globals, set_rng_state
 from reinflow.types import ChunkEnv, ChunkStep, EpisodeStats, Obs, Seed
 
 START_SECONDS = 300

@@ -71,7 +71,7 @@ def main(config: Config) -> None:
         for job in jobs:
             print(shlex.join(["python", *job.command()[1:]]))
         return
-    from reinflow.checkpoint import resolve_checkpoint
+    from reinflow.storage.checkpoint import resolve_checkpoint
 
     resolve_checkpoint(jobs[0].flags["pretrained_path"])
     records = run(config, jobs)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from reinflow.rundir import is_free
-from reinflow.status import read_status
+from reinflow.run.directory import is_free
+from reinflow.run.status import read_status
 from reinflow.sweep.plan import Job
 from reinflow.sweep.records import Record, alive, read_record
 

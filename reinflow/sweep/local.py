@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from reinflow.rundir import is_free, lock
+from reinflow.run.directory import is_free, lock
 from reinflow.sweep.attempt import (
     GRACE_SECONDS,
     POLL_SECONDS,

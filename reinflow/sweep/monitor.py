@@ -17,8 +17,8 @@ from typing import Any
 
 from reinflow.cli import run_script
 from reinflow.errors import UserError
-from reinflow.progress import clock
-from reinflow.status import headline_field
+from reinflow.run.progress import clock
+from reinflow.run.status import headline_field
 from reinflow.sweep.records import View, look, read_records
 
 NARROW, WIDE = 80, 100

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reinflow.compatibility import FLAGS_ADDED_LATER
 from reinflow.presets import ONLINE_PRESETS
+from reinflow.run.compatibility import FLAGS_ADDED_LATER
 from reinflow.sweep.configs import Variant
 
 SCRIPT = Path(__file__).resolve().parents[2] / "train_online_finetune.py"

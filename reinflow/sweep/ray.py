@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reinflow.errors import UserError
-from reinflow.rundir import lock
+from reinflow.run.directory import lock
 from reinflow.sweep.attempt import GRACE_SECONDS, Slot, cpu_slot, new_record, run_to_end, sigterm_as_ctrl_c
 from reinflow.sweep.plan import Job
 from reinflow.sweep.records import Record, read_record

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from reinflow.files import write_json
-from reinflow.status import read_status
+from reinflow.run.status import read_status
+from reinflow.runtime.files import write_json
 
 State = Literal["queued", "running", "done", "failed", "killed"]
 

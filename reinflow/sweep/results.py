@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reinflow.status import read_status
+from reinflow.run.status import read_status
 from reinflow.sweep.records import View
 
 CONFIDENCE = 0.95

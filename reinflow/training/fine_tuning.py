@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from reinflow.run import Run
-from reinflow.status import HEADLINES
+from reinflow.run.run import Run
+from reinflow.run.status import HEADLINES
 from reinflow.training.learner import Metrics
 from reinflow.training.loops import OnPolicyConfig, OnPolicyState
 from reinflow.training.trainer import Trainer

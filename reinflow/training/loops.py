@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from reinflow import distributed, interrupts
 from reinflow.data.replay import ReplayBuffer
 from reinflow.errors import UserError
+from reinflow.runtime import distributed, interrupts
 from reinflow.training.health import Diverged, left_out, refuse_to_diverge
 from reinflow.training.learner import BatchLearner, Learner, Metrics, OffPolicyLearner, OnPolicyLearner
 from reinflow.training.rollouts import RolloutStats, collect
 from reinflow.types import ChunkEnv, Obs
 
 if TYPE_CHECKING:
-    from reinflow.run import Run
+    from reinflow.run.run import Run
 
 
 @dataclass(frozen=True)

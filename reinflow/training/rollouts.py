@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reinflow import distributed, interrupts
+from reinflow.runtime import distributed, interrupts
 from reinflow.training.learner import Metrics, OnPolicyLearner
 from reinflow.types import ChunkEnv, ChunkStep, Obs
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from reinflow import distributed
-from reinflow.checkpoint import Checkpoint
-from reinflow.evaluation import EvalConfig
-from reinflow.keeper import Keeper, fitting
+from reinflow.runtime import distributed
+from reinflow.storage.checkpoint import Checkpoint
+from reinflow.training.evaluation import EvalConfig
 from reinflow.training.health import Diverged
+from reinflow.training.keeper import Keeper, fitting
 from reinflow.training.learner import Metrics
 from reinflow.training.loops import Loop, is_due
+from reinflow.training.videos import Camera
 from reinflow.types import ChunkEnv, Objective
-from reinflow.videos import Camera
 
 Inspection = Callable[["Trainer", Metrics], Metrics]
 """Looks at an evaluation's metrics in the first process, may raise alarms, and gives more metrics."""

@@ -12,9 +12,9 @@ from nets import ExploreNoiseNet, NoisyVelocityUNet1D, ShortCutVelocityUNet1D
 from nets.critic import ValueNetwork
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.rollout import RolloutBuffer
-from reinflow.checkpoint import Checkpoint, save_checkpoint
 from reinflow.errors import UserError
 from reinflow.policies import Policy, PolicySpec, build_policy
+from reinflow.storage.checkpoint import Checkpoint, save_checkpoint
 from reinflow.types import EnvSpec
 
 UNET = {"diffusion_step_embed_dim": 16, "down_dims": (16, 32), "n_groups": 8}

@@ -15,9 +15,9 @@ import torch
 from reinflow.data.config import DemoConfig
 from reinflow.data.demos import load_demos, open_demos
 from reinflow.data.trajectories import Demos, Trajectory
-from reinflow.data.writer import TrajectoryWriter
 from reinflow.envs.suite import Task
 from reinflow.errors import UserError
+from reinflow.recording.writer import TrajectoryWriter
 from reinflow.types import EnvSpec, ImageSpec
 
 STEPS, STATE, ACTION = 5, 3, 7

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from reinflow.data.collect import attempts, collect, measure
 from reinflow.data.demos import load_demos
-from reinflow.data.experts import EXPERTS, make_expert
 from reinflow.envs import EnvConfig
 from reinflow.envs.maniskill import make
 from reinflow.errors import UserError
+from reinflow.recording.collect import attempts, collect, measure
+from reinflow.recording.experts import EXPERTS, make_expert
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = {"PickCube-v1": 15, "PushCube-v1": 15, "PullCube-v1": 15, "StackCube-v1": 13, "LiftPegUpright-v1": 12}

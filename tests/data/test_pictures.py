@@ -13,8 +13,8 @@ from reinflow.data.chunks import ChunkDataset
 from reinflow.data.demos import load_demos
 from reinflow.data.pictures import HeldPictures, StreamedPictures
 from reinflow.data.trajectories import Demos
-from reinflow.data.writer import TrajectoryWriter
 from reinflow.errors import UserError
+from reinflow.recording.writer import TrajectoryWriter
 from reinflow.types import ImageSpec
 
 SIZE = (4, 6)

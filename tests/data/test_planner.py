@@ -6,10 +6,10 @@ from importlib import metadata
 
 import pytest
 
-from reinflow import planner
 from reinflow.data.demos import load_demos
-from reinflow.data.writer import TrajectoryWriter
 from reinflow.errors import UserError
+from reinflow.recording import planner
+from reinflow.recording.writer import TrajectoryWriter
 
 
 def test_numpy_2_is_refused_before_the_planner_crashes(monkeypatch):

@@ -26,7 +26,7 @@ from reinflow.envs.toy import ToyEnv, toy_demos
 from reinflow.envs.workers import MOST_FAILURES, WorkerChunkEnv, WorkerError
 from reinflow.envs.wrappers import ActionChunk
 from reinflow.errors import UserError
-from reinflow.interrupts import EXIT_CODES
+from reinflow.runtime.interrupts import EXIT_CODES
 from reinflow.types import BatchedEnv, ChunkEnv, ChunkStep, EnvSpec, StepResult
 from tests.faults.processes import give_up_soon_on
 from tests.waiting import HANGS

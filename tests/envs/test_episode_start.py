@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from reinflow.data.experts import make_expert
 from reinflow.envs import EnvConfig
 from reinflow.envs.maniskill import ManiSkillEnv
+from reinflow.recording.experts import make_expert
 
 IS_GRASPED = 18
 """place of the flag in PickCube-v1's state: after 9 joint positions and 9 velocities"""

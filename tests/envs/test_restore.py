@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from reinflow.data.experts import make_expert
 from reinflow.envs import EnvConfig
 from reinflow.envs.maniskill import ManiSkillEnv
 from reinflow.envs.sequence import Sequence
 from reinflow.envs.toy import ToyEnv
 from reinflow.envs.workers import WorkerChunkEnv
 from reinflow.envs.wrappers import ActionChunk
-from reinflow.trees import copied, join, split
+from reinflow.recording.experts import make_expert
+from reinflow.runtime.trees import copied, join, split
 from reinflow.types import ChunkEnv
 from tests.envs.test_episode_start import shaky_grasp
 

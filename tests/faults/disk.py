@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reinflow import keeper
-from reinflow.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from reinflow.errors import UserError
 from reinflow.policies import build_policy
-from reinflow.resumable import FILES, MANIFEST, latest_training, load_state, save_training
-from reinflow.rng import rng_state, set_rng_state
+from reinflow.runtime.rng import rng_state, set_rng_state
+from reinflow.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from reinflow.storage.resumable import FILES, MANIFEST, latest_training, load_state, save_training
+from reinflow.training import keeper
 from tests.faults.fuzz import fuzz
 from tests.faults.runs import assert_same, fork, newest_step, prepared, stage, status, tail
 from tests.test_checkpoint import ENV, SPEC

@@ -20,7 +20,6 @@ import h5py
 import numpy as np
 import torch
 
-from reinflow.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from reinflow.cli import run_script
 from reinflow.data.chunks import ChunkDataset
 from reinflow.data.demos import load_demos
@@ -29,8 +28,9 @@ from reinflow.errors import UserError
 from reinflow.foreign import Config as Foreign
 from reinflow.foreign import main as convert
 from reinflow.policies import PolicyConfig, build_policy
-from reinflow.resumable import states
-from reinflow.sealed import seal, unseal
+from reinflow.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from reinflow.storage.resumable import states
+from reinflow.storage.sealed import seal, unseal
 from tests.data.test_pictures import written
 from tests.faults.fuzz import fuzz
 from tests.faults.runs import prepared

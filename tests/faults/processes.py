@@ -18,7 +18,7 @@ import torch
 from reinflow.envs.toy import ToyEnv
 from reinflow.envs.workers import CHUNK_SECONDS, Worker, WorkerChunkEnv
 from reinflow.envs.wrappers import ActionChunk
-from reinflow.rundir import RunDir
+from reinflow.run.directory import RunDir
 from reinflow.sweep.configs import VARIANTS
 from reinflow.sweep.local import LocalSweep, Slot
 from reinflow.sweep.plan import Job

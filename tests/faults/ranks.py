@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from reinflow.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from reinflow.envs import EnvConfig, make_env
 from reinflow.policies import PolicySpec, build_policy
+from reinflow.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tests.faults.strikes import Strike, since
 from tests.waiting import HANGS
 

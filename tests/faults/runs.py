@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from reinflow.errors import UserError
-from reinflow.resumable import latest_training, states
-from reinflow.trees import split
+from reinflow.runtime.trees import split
+from reinflow.storage.resumable import latest_training, states
 from tests.small import demo_file, run_stage
 from tests.waiting import HANGS
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from reinflow import keeper
-from reinflow.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from reinflow.policies import build_policy
-from reinflow.resumable import latest_training, save_training
+from reinflow.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from reinflow.storage.resumable import latest_training, save_training
+from reinflow.training import keeper
 from tests.faults.runs import (
     Child,
     assert_same,

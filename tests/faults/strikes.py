@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
-from reinflow import interrupts, keeper
+from reinflow.runtime import interrupts
+from reinflow.training import keeper
 from tests.faults.runs import every_call
 
 MOST_CALLS = 1000

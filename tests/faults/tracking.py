@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from unittest import mock
 
-from reinflow import trackers
-from reinflow.log import MetricsLog
+from reinflow.run import trackers
+from reinflow.run.metrics import MetricsLog
 from tests.waiting import HANGS
 
 ITERATION = 0.02

@@ -19,7 +19,7 @@ from reinflow.policies.chain import (
     scored_dims,
 )
 from reinflow.policies.transition import Transition
-from reinflow.trees import mapped
+from reinflow.runtime.trees import mapped
 
 CHAINS = [(family, num_steps) for family in FAMILIES for num_steps in (1, 4, 8)]
 every_chain = pytest.mark.parametrize(("family", "num_steps"), CHAINS)

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reinflow.checkpoint import Checkpoint, adopt_teacher_, load_policy, save_checkpoint
 from reinflow.errors import UserError
 from reinflow.policies import NoiseNetConfig, Policy, PolicySpec, build_policy
 from reinflow.policies.consistency import Consistency
+from reinflow.storage.checkpoint import Checkpoint, adopt_teacher_, load_policy, save_checkpoint
 from reinflow.types import EnvSpec
 
 SMALL = {"net": "mlp", "obs_horizon": 1, "act_horizon": 1, "pred_horizon": 1, "mlp_hidden_dim": 64, "mlp_depth": 2,

@@ -8,9 +8,9 @@ import torch
 from reinflow.algos.bc import BCConfig, BehaviorCloning
 from reinflow.data.chunks import ChunkDataset
 from reinflow.envs.wrappers import ActionChunk
-from reinflow.evaluation import evaluate
 from reinflow.policies import Policy, PolicySpec, build_policy
 from reinflow.policies.spread import LONELY, action_spread, loneliness
+from reinflow.training.evaluation import evaluate
 from tests.fork import ForkEnv, fork_demos
 
 SPEC = PolicySpec.of(

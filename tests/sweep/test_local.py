@@ -94,7 +94,7 @@ def test_a_job_that_another_process_still_trains_waits_for_it(tmp_path):
     hold = f"""
 import pathlib, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from reinflow.rundir import lock
+from reinflow.run.directory import lock
 held = lock(pathlib.Path({str(one.run_dir)!r}))
 print("held", flush=True)
 sys.stdin.read()

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from reinflow.checkpoint import Checkpoint, save_checkpoint
 from reinflow.envs import EnvConfig, make_env
 from reinflow.errors import UserError
 from reinflow.policies import PolicySpec, build_policy
+from reinflow.storage.checkpoint import Checkpoint, save_checkpoint
 from reinflow.sweep.monitor import Config, bar, main, sweep_eta, table, trend
 from reinflow.sweep.records import Record, View, read_records
 

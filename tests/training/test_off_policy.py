@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from reinflow import interrupts
-from reinflow.checkpoint import load_checkpoint
 from reinflow.data.replay import ReplayBuffer
 from reinflow.errors import UserError
-from reinflow.interrupts import Interrupted
-from reinflow.resumable import latest_training
-from reinflow.run import Run, RunConfig
+from reinflow.run.run import Run, RunConfig
+from reinflow.runtime import interrupts
+from reinflow.runtime.interrupts import Interrupted
+from reinflow.storage.checkpoint import load_checkpoint
+from reinflow.storage.resumable import latest_training
 from tests.test_resume import assert_equal, logged, stop_at
 from tests.training.toy_learner import trainer
 

@@ -11,9 +11,9 @@ from reinflow.algos.bc import BCConfig
 from reinflow.algos.critics import CriticConfig
 from reinflow.data.replay import ReplayBuffer
 from reinflow.envs import EnvConfig, make_env
-from reinflow.evaluation import EvalConfig
 from reinflow.policies import PolicySpec, build_policy
-from reinflow.run import Run
+from reinflow.run.run import Run
+from reinflow.training.evaluation import EvalConfig
 from reinflow.training.loops import OffPolicy, OffPolicyConfig
 from reinflow.training.trainer import Trainer
 from reinflow.types import Decision, Obs

@@ -16,7 +16,7 @@ from reinflow.data.hdf5 import reading, refuse_impossible_size, top_level
 from reinflow.data.pictures import find_pictures
 from reinflow.data.trajectories import Trajectory
 from reinflow.errors import UserError
-from reinflow.files import read_json
+from reinflow.runtime.files import read_json
 from reinflow.types import canonical_obs_mode
 
 

@@ -13,22 +13,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from reinflow import distributed
-from reinflow.checkpoint import BEST, Checkpoint, load_checkpoint, save_checkpoint
-from reinflow.compatibility import compared, refuse
 from reinflow.errors import UserError
-from reinflow.evaluation import EvalConfig, evaluate
-from reinflow.interrupts import Interrupted, deferred
 from reinflow.policies.base import Policy
-from reinflow.ranking import Score, restored, score_of
-from reinflow.resumable import latest_training, save_training
-from reinflow.rng import rng_state, set_rng_state
-from reinflow.run import Run
-from reinflow.status import HEADLINES
+from reinflow.run.compatibility import compared, refuse
+from reinflow.run.run import Run
+from reinflow.run.status import HEADLINES
+from reinflow.runtime import distributed
+from reinflow.runtime.interrupts import Interrupted, deferred
+from reinflow.runtime.rng import rng_state, set_rng_state
+from reinflow.runtime.trees import copied
+from reinflow.storage.checkpoint import BEST, Checkpoint, load_checkpoint, save_checkpoint
+from reinflow.storage.resumable import latest_training, save_training
+from reinflow.training.evaluation import EvalConfig, evaluate
 from reinflow.training.health import Diverged
-from reinflow.trees import copied
+from reinflow.training.ranking import Score, restored, score_of
+from reinflow.training.videos import Camera, write_film
 from reinflow.types import ChunkEnv, Headline
-from reinflow.videos import Camera, write_film
 
 SEED_OF_A_SECOND_TRY = 7919
 """added to the seed after a rollback: the same random numbers would lead to the same place"""

@@ -3,7 +3,7 @@
 Both tools run as child processes of their own (the planner may crash), through this module's launcher, which lets
 them work without a Vulkan driver:
 
-    python -m reinflow.planner mani_skill.trajectory.replay_trajectory --help
+    python -m reinflow.recording.planner mani_skill.trajectory.replay_trajectory --help
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from reinflow.data.writer import TrajectoryWriter, description_path
 from reinflow.envs.headless import mesa_command, os_release
 from reinflow.errors import UserError
+from reinflow.recording.writer import TrajectoryWriter, description_path
 
 PLAN = "mani_skill.examples.motionplanning.panda.run"
 REPLAY = "mani_skill.trajectory.replay_trajectory"
@@ -61,7 +61,7 @@ def plan_demos(env_id: str, num_demos: int, control_mode: str, writer: Trajector
 
 def launch(module: str, arguments: Sequence[str]) -> None:
     """Run a module in a child process; UserError with its last lines and a fix where it fails."""
-    command = [sys.executable, "-m", "reinflow.planner", module, *arguments]
+    command = [sys.executable, "-m", "reinflow.recording.planner", module, *arguments]
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reinflow import trees
+from reinflow.runtime import trees
 
 WARMUPS = 3
 """plain calls before a capture, in which libraries choose kernels and optimisers make their state"""

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reinflow import interrupts
 from reinflow.envs.seeding import Builds
-from reinflow.rng import Stream, derived_seed
+from reinflow.runtime import interrupts
+from reinflow.runtime.rng import Stream, derived_seed
 from reinflow.types import ChunkEnv, Obs
 
 if TYPE_CHECKING:

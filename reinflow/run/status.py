@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from reinflow.files import read_json, write_json
+from reinflow.runtime.files import read_json, write_json
 
 BEAT_SECONDS = 1.0
 """shortest time between two writes that only move the step"""

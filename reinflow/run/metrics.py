@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reinflow.files import plain, replace
-from reinflow.trackers import Sink, Tracker
+from reinflow.run.trackers import Sink, Tracker
+from reinflow.runtime.files import plain, replace
 
 Metrics = Mapping[str, "float | int | Tensor"]
 MOST_WAITING = 10_000

@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reinflow.errors import UserError
-from reinflow.rng import Stream, derived_seed
-from reinflow.watch import Watch
+from reinflow.runtime.rng import Stream, derived_seed
+from reinflow.runtime.watch import Watch
 
 T = TypeVar("T")
 

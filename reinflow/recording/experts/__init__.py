@@ -1,6 +1,6 @@
 """Scripted experts by task, each a phase machine over a batch of envs; `make_expert` gives the one of a task.
 
-Only Stage 0 (collect.py and its script) imports them.
+Only collect.py imports them.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from reinflow.cli import flat_fields
-from reinflow.compatibility import source_digest
 from reinflow.errors import UserError
-from reinflow.files import plain, read_json, write_json
+from reinflow.run.compatibility import source_digest
+from reinflow.runtime.files import plain, read_json, write_json
 
 LOCK = ".lock"
 

@@ -20,17 +20,17 @@ from typing import Any
 
 import torch
 
-from reinflow import distributed
-from reinflow.compatibility import changes, refuse
 from reinflow.errors import UserError
-from reinflow.interrupts import Interrupted, listening
-from reinflow.log import Metrics, MetricsLog, TensorBoardSink, WandbSink, rewind_jsonl, to_host
-from reinflow.progress import Progress
-from reinflow.resumable import states
-from reinflow.rng import seed_globals
-from reinflow.rundir import RunDir, TextLog, describe_run, read_config, write_config
-from reinflow.status import HEADLINES, Status
-from reinflow.watch import Watch
+from reinflow.run.compatibility import changes, refuse
+from reinflow.run.directory import RunDir, TextLog, describe_run, read_config, write_config
+from reinflow.run.metrics import Metrics, MetricsLog, TensorBoardSink, WandbSink, rewind_jsonl, to_host
+from reinflow.run.progress import Progress
+from reinflow.run.status import HEADLINES, Status
+from reinflow.runtime import distributed
+from reinflow.runtime.interrupts import Interrupted, listening
+from reinflow.runtime.rng import seed_globals
+from reinflow.runtime.watch import Watch
+from reinflow.storage.resumable import states
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class Run:
 
         `full_config` is the whole script's dataclass; `total` counts `unit`s ("env steps", "iterations"). UserError if
         the directory exists, if another process trains in it, or if a resumed run would not be the same run (see
-        `reinflow.compatibility`); nothing is touched then. Under torchrun the first process does this and the others
-        get a `Follower`.
+        `reinflow.run.compatibility`); nothing is touched then. Under torchrun the first process does this and the
+        others get a `Follower`.
         """
         if config.num_threads is not None:
             if config.num_threads < 1:

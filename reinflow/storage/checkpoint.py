@@ -1,7 +1,8 @@
 """Checkpoints: everything that the next stage or an evaluation needs, in one file that is complete or absent.
 
-A file is sealed (`reinflow.sealed`): safetensors and JSON, so opening a stranger's checkpoint runs none of its code,
-and a changed byte is noticed. `best_model.pt` of a run and `model.safetensors` of its resumable states are such files.
+A file is sealed (`reinflow.storage.sealed`): safetensors and JSON, so opening a stranger's checkpoint runs none of its
+code, and a changed byte is noticed. `best_model.pt` of a run and `model.safetensors` of its resumable states are such
+files.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from reinflow.errors import UserError
-from reinflow.files import flush_folder, replace
 from reinflow.policies.spec import PolicySpec
-from reinflow.sealed import Damaged, seal, unseal
-from reinflow.trees import not_finite
+from reinflow.runtime.files import flush_folder, replace
+from reinflow.runtime.trees import not_finite
+from reinflow.storage.sealed import Damaged, seal, unseal
 from reinflow.types import EnvSpec, Headline, ImageSpec, Objective
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Checkpoint:
     meta: dict[str, Any] = field(default_factory=dict)
     """stage, step, metrics and versions, for people"""
     training: dict[str, Any] | None = None
-    """optimisers, counters, envs and random states; only in resumable checkpoints, which `reinflow.resumable` writes"""
+    """optimisers, counters, envs, random states; only in resumable checkpoints (`reinflow.storage.resumable`)"""
 
 
 class NotFinite(OSError):

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reinflow.checkpoint import MODEL, Checkpoint, load_checkpoint, packed, refuse_not_finite
 from reinflow.errors import UserError
-from reinflow.files import flush_folder, write_durably
-from reinflow.sealed import Damaged, seal, unseal
-from reinflow.trees import join, not_finite, split
+from reinflow.runtime.files import flush_folder, write_durably
+from reinflow.runtime.trees import join, not_finite, split
+from reinflow.storage.checkpoint import MODEL, Checkpoint, load_checkpoint, packed, refuse_not_finite
+from reinflow.storage.sealed import Damaged, seal, unseal
 
 OPTIM, STATE, MANIFEST = "optim.safetensors", "state.json", "manifest.sha256"
 FILES = (MODEL, OPTIM, STATE)

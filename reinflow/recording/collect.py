@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reinflow.data.experts import make_expert
 from reinflow.errors import UserError
+from reinflow.recording.experts import make_expert
 
 PATIENCE = 200
 """attempts without one success after which collecting gives up"""

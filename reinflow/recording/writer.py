@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from reinflow.errors import UserError
-from reinflow.files import plain
+from reinflow.runtime.files import plain
 
 Tree = Mapping[str, Any]
 """arrays by name, nested"""

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 
-from reinflow.evaluation import standard_error
+from reinflow.training.evaluation import standard_error
 from reinflow.types import Headline
 
 
