@@ -69,6 +69,11 @@ def as_flags(config: Any, base: Any) -> list[str]:
     return as_words({name: value for name, value in flat_fields(config) if value != before[name]})
 
 
+def defaults_of(config: Any) -> dict[str, Any]:
+    """Flags of a config of the same type and choices, at their defaults."""
+    return dict(flat_fields(set_flags(type(config)(), {r.flag: name for r, name in chosen_names(config)})))
+
+
 def as_words(flags: Mapping[str, Any]) -> list[str]:
     """Flags by name as command-line words."""
     words: list[str] = []

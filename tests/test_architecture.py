@@ -31,7 +31,7 @@ MAY_IMPORT = {
     | {"nets", "reinflow.algos", "reinflow.flags"}
     | {f"reinflow.policies.{name}" for name in ("base", "chain", "ema")},
     "reinflow/run": CORE
-    | {"torch", "tqdm", "wandb", "tensorboard", "reinflow.cli", "reinflow.run", "reinflow.storage"},
+    | {"torch", "tqdm", "wandb", "tensorboard", "reinflow.cli", "reinflow.flags", "reinflow.run", "reinflow.storage"},
     "reinflow/storage": CORE | TENSORS | {"safetensors", "reinflow.policies", "reinflow.storage"},
     "reinflow/recording": CORE
     | TENSORS

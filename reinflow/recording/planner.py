@@ -21,6 +21,7 @@ from typing import Any
 from reinflow.envs.headless import mesa_command, os_release
 from reinflow.errors import UserError
 from reinflow.recording.writer import TrajectoryWriter, description_path
+from reinflow.runtime.files import SOURCES
 
 PLAN = "mani_skill.examples.motionplanning.panda.run"
 REPLAY = "mani_skill.trajectory.replay_trajectory"
@@ -62,8 +63,9 @@ def plan_demos(env_id: str, num_demos: int, control_mode: str, writer: Trajector
 def launch(module: str, arguments: Sequence[str]) -> None:
     """Run a module in a child process; UserError with its last lines and a fix where it fails."""
     command = [sys.executable, "-m", "reinflow.recording.planner", module, *arguments]
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=SOURCES, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if done.returncode:
         last = " | ".join(done.stdout.strip().splitlines()[-MESSAGE_LINES:])
         fix = (

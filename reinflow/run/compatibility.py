@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reinflow.errors import UserError
+from reinflow.runtime.files import SOURCES
 
 FREE = frozenset({
     "total_timesteps", "total_iters", "log_freq", "eval_freq", "save_freq",
@@ -21,7 +22,10 @@ FREE = frozenset({
 """flags that may change; a longer run follows the learning rate and noise of its new length"""
 
 FLAGS_ADDED_LATER = {"initial_noise_scale": 1.0}
-"""flags that a run may lack because it is older than they are, and what it did without them"""
+"""flags that a run may lack because it is older than they are, and whose default is not what it did without them"""
+
+LEFT_OPEN = {"reward_mode"}
+"""flags that an older run holds as None where its checkpoint or task decided; today's runs hold the decision"""
 
 Difference = tuple[str, str, str]
 """what, in the run, now"""
@@ -29,17 +33,24 @@ Difference = tuple[str, str, str]
 
 def source_digest() -> str:
     """Digest of all code that a run's numbers depend on."""
-    root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for folder in ("nets", "reinflow"):
-        for path in sorted((root / folder).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+        for path in sorted((SOURCES / folder).rglob("*.py")):
+            digest.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """Rows for two descriptions of a run (config.json) that differ in what decides its numbers."""
-    found = compared(completed(before.get("flags", {}), now["flags"]), now["flags"], "--", FREE)
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Difference]:
+    """Rows for two descriptions of a run (config.json) that differ in what decides its numbers.
+
+    `defaults` are those of the flags that there are now. A flag that the run lacks is newer than it; one that only the
+    run has belongs to something that isn't chosen any more, whose choice has a row of its own.
+    """
+    flags = dict(defaults) | {
+        name: value for name, value in completed(before.get("flags", {}), defaults).items() if name in now["flags"]
+    }
+    flags |= {name: now["flags"][name] for name in LEFT_OPEN & flags.keys() if flags[name] is None}
+    found = compared(flags, now["flags"], "--", FREE)
     found += compared(before.get("versions", {}), now["versions"], "version of ")
     return found + compared(before, {name: now[name] for name in ("source", "device")})
 

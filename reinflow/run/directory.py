@@ -20,7 +20,7 @@ from typing import IO, Any
 from reinflow.cli import flat_fields
 from reinflow.errors import UserError
 from reinflow.run.compatibility import source_digest
-from reinflow.runtime.files import plain, read_json, write_json
+from reinflow.runtime.files import SOURCES, plain, read_json, write_json
 
 LOCK = ".lock"
 
@@ -200,12 +200,11 @@ def versions() -> dict[str, str | None]:
 
 def git_commit() -> str | None:
     """Commit of the source tree, with `+` appended where tracked files differ from it; None outside a repository."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
+    if not (SOURCES / ".git").exists():
         return None
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(root), *words]
+        command = ["git", "-C", str(SOURCES), *words]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:

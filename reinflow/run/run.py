@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from reinflow.errors import UserError
+from reinflow.flags import defaults_of
 from reinflow.run.compatibility import changes, refuse
 from reinflow.run.directory import RunDir, TextLog, describe_run, read_config, write_config
 from reinflow.run.metrics import Metrics, MetricsLog, TensorBoardSink, WandbSink, rewind_jsonl, to_host
@@ -223,7 +224,7 @@ def described(config: RunConfig, path: Path, full_config: Any) -> tuple[RunDir, 
     try:
         description = describe_run(full_config, config.seed, str(pick_device(config.cuda).type))
         if config.resume is not None:
-            description |= kept_from(folder.path, description, config.allow_changes)
+            description |= kept_from(folder.path, description, defaults_of(full_config), config.allow_changes)
         write_config(folder.path, description)
     except BaseException:
         folder.release(remove=config.resume is None)
@@ -232,11 +233,13 @@ def described(config: RunConfig, path: Path, full_config: Any) -> tuple[RunDir, 
     return folder, description
 
 
-def kept_from(run_dir: Path, description: dict[str, Any], allow_changes: bool) -> dict[str, Any]:
+def kept_from(
+    run_dir: Path, description: dict[str, Any], defaults: dict[str, Any], allow_changes: bool
+) -> dict[str, Any]:
     """What a resumed run keeps of its first description; UserError with a table where it would be another run."""
     before = read_config(run_dir)
     if not allow_changes:
-        refuse(run_dir, changes(before, description), "undo these changes, or resume it with --allow_changes")
+        refuse(run_dir, changes(before, description, defaults), "undo these changes, or resume it with --allow_changes")
     return {"tracker_id": before.get("tracker_id", description["tracker_id"])}
 
 

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+SOURCES = Path(__file__).resolve().parents[2]
+"""the folder that `reinflow`, `nets` and the scripts lie in"""
+
 
 @contextmanager
 def replaced_atomically(path: Path) -> Iterator[Path]:

@@ -11,9 +11,10 @@ from typing import Any
 
 from reinflow.presets import ONLINE_PRESETS
 from reinflow.run.compatibility import FLAGS_ADDED_LATER
+from reinflow.runtime.files import SOURCES
 from reinflow.sweep.configs import Variant
 
-SCRIPT = Path(__file__).resolve().parents[2] / "train_online_finetune.py"
+SCRIPT = SOURCES / "train_online_finetune.py"
 
 
 @dataclass(frozen=True)
