@@ -45,6 +45,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Train from demonstrations with rewards, evaluate along the way and keep the best policy."""
+    from reinflow.algos.advantages import mean_value
     from reinflow.algos.awr import AdvantageWeightedRegression
     from reinflow.data.chunks import ChunkDataset
     from reinflow.data.demos import open_demos
@@ -100,6 +101,7 @@ def main(config: Config) -> None:
             learner = AdvantageWeightedRegression(
                 policy, config.bc, config.awr, config.critics, config.offline.total_iters
             )
+            learner.critics.start_at_(mean_value(dataset.reward, dataset.discount, dataset.terminated))
             with filming(config.run, env.spec, settled.env, policy, config.evaluation.eval_seed) as camera:
                 start = OfflineState(evaluated=checkpoint is None)  # a pretrained policy may stay the best
                 loop = Offline(learner, dataset.sample_transitions, config.offline, run, run.generator(), start)

@@ -44,6 +44,11 @@ class ValueNetwork(nn.Module):
         """Expected discounted return per row, in units of the reward: `scale` times what the net gives."""
         return self.scale * self.net(cond).squeeze(-1)
 
+    @torch.no_grad()
+    def shift_(self, by: Float[Tensor, ""]) -> None:
+        """Predict so much more everywhere, in units of the reward."""
+        self.net[-1].bias.add_(by / self.scale)
+
     @property
     def unit(self) -> Float[Tensor, ""]:
         """What errors are divided by, so that gradients don't grow and shrink with the returns; 1 at first."""
@@ -138,6 +143,11 @@ class QEnsemble(nn.Module):
         ensemble = cls(cond_dim, inputs - cond_dim, num_qs, hidden_dim, depth)
         ensemble.load_state_dict(state)
         return ensemble
+
+    @torch.no_grad()
+    def shift_(self, by: Float[Tensor, ""]) -> None:
+        """Predict so much more everywhere, all members."""
+        self.out.bias.add_(by)
 
     def forward(self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b ea"]) -> Float[Tensor, "q b"]:
         """`chunk` is the flattened executed slice of a normalised action chunk."""

@@ -40,6 +40,23 @@ def gae(
     return advantage
 
 
+def mean_value(
+    reward: Float[Tensor, "..."],
+    discount: Float[Tensor, "..."],
+    terminated: Bool[Tensor, "..."],
+    valid: Float[Tensor, "..."] | None = None,
+) -> Float[Tensor, ""]:
+    """The constant V that agrees with all decisions on average, of all processes: what a new critic starts from.
+
+    V = mean R + mean(discount * (1 - terminated)) * V; where nothing ends or is discounted, that of 100 steps.
+    """
+    counts = torch.ones_like(reward) if valid is None else valid
+    columns = (counts, reward, torch.where(terminated, 0.0, discount))
+    sums = torch.stack([torch.where(counts > 0, column, 0.0).double().sum() for column in columns])
+    count, rewards, goes_on = distributed.total(sums)
+    return (rewards / torch.maximum(count - goes_on, 0.01 * count).clamp_min(1e-8)).to(reward.dtype)
+
+
 def mean_over(values: Float[Tensor, "..."], valid: Float[Tensor, "..."] | None) -> Float[Tensor, ""]:
     """Mean of the values where `valid` is 1, which is all of them when it is None; 0 where there is none."""
     return values.mean() if valid is None else (values * valid).sum() / valid.sum().clamp_min(1)

@@ -83,6 +83,14 @@ class Critics(nn.Module):
         self.optimizer = torch.optim.Adam(self.trained(), lr=config.lr_critic, fused=True)
         self.guard = StepGuard()
 
+    def start_at_(self, level: Float[Tensor, ""]) -> None:
+        """Let new Qs and V start from one value, the demonstrations' `mean_value`, in units of the env's own reward.
+
+        From 0 the lagging targets would take thousands of iterations to come near the returns.
+        """
+        for net in (self.q, self.target_q, self.value):
+            net.shift_(self.config.reward_scale * level)
+
     def trained(self) -> list[nn.Parameter]:
         """What the optimiser moves."""
         return [*self.q.parameters(), *self.value.parameters()]

@@ -108,7 +108,10 @@ class ReinFlow:
         last_value = self.agent.get_value(self.agent.view(obs).critic)
         factor = self.agent.critic.follow_(*self.buffer.sizes())
         self.buffer.scale_values_(factor)
-        self.buffer.compute_returns_and_advantages(last_value=last_value * factor)
+        missing = self.buffer.shortfall()
+        self.agent.critic.shift_(missing)
+        self.buffer.shift_values_(missing)
+        self.buffer.compute_returns_and_advantages(last_value=last_value * factor + missing)
         return (self.buffer.data["valid"] == 0).sum()
 
     def update(self, generator: torch.Generator) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reinflow.algos.advantages import gae
+from reinflow.algos.advantages import gae, mean_over, mean_value
 from reinflow.runtime import distributed
 from reinflow.runtime.trees import mapped
 from reinflow.types import Centres, Obs
@@ -180,6 +180,20 @@ class RolloutBuffer:
         returns, values, count = distributed.total(torch.stack([*squares, self.data["valid"].double().sum()]))
         return (returns / count.clamp_min(1)).sqrt(), (values / count.clamp_min(1)).sqrt()
 
+    @torch.no_grad()
+    def shortfall(self) -> Float[Tensor, ""]:
+        """What a V that is far too small, as a new one is, lacks on average; 0 for one that isn't.
+
+        Bootstrapping mends that by a share per rollout, and as long V looks only a few decisions ahead, as if gamma
+        were smaller. Far too small is a root mean square below half of `mean_value`.
+        """
+        data = self.data
+        level = mean_value(data["reward"], self.gamma ** data["executed"], data["terminated"], data["valid"])
+        value = data["value"].nan_to_num(0.0, 0.0, 0.0)
+        small = self.sizes()[1] < level.abs() / 2
+        average = distributed.mean(mean_over(value, data["valid"]))
+        return torch.where(small, level - average, 0.0)
+
     def kept(self) -> Bool[Tensor, "r n"]:
         """Which decisions are not left out; all of them where none is, so that there is something to show."""
         kept = self.data["valid"] > 0
@@ -189,6 +203,11 @@ class RolloutBuffer:
         """Multiply every stored V, after the network that gave them changed so."""
         for name in ("value", "final_value"):
             self.data[name].mul_(factor)
+
+    def shift_values_(self, by: Float[Tensor, ""]) -> None:
+        """Add to every stored V, after the network that gave them changed so."""
+        for name in ("value", "final_value"):
+            self.data[name].add_(by)
 
     def flat(self) -> Rows:
         """All decisions as rows (views of the storage)."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from reinflow.algos.advantages import explained_variance, gae, normalized
+from reinflow.algos.advantages import explained_variance, gae, mean_value, normalized
 
 
 def random_rollout(decisions: int = 40, envs: int = 7) -> dict[str, torch.Tensor]:
@@ -85,3 +87,18 @@ def test_explained_variance_of_a_perfect_a_constant_and_an_opposite_critic():
     values = [returns, torch.full((3,), 7.0), -returns]
     results = [explained_variance(value, returns).item() for value in values]
     assert results == pytest.approx([1.0, 0.0, -3.0])
+
+
+def test_the_mean_value_is_the_fixed_point_of_a_chain_whose_states_are_all_alike():
+    # rewards 2 and 4, discounts .5 and .9, the second one ending with chance 1/2: V = 3 + (.5 + .9 / 2) / 2 * V
+    reward, discount = torch.tensor([2.0, 2.0, 4.0, 4.0]), torch.tensor([0.5, 0.5, 0.9, 0.9])
+    ends = torch.tensor([False, False, True, False])
+    torch.testing.assert_close(mean_value(reward, discount, ends), torch.tensor(3 / (1 - 0.475)))
+    valid = torch.tensor([1.0, 1.0, 0.0, 1.0])
+    reward[2] = math.nan
+    torch.testing.assert_close(mean_value(reward, discount, ends, valid), torch.tensor(8 / 3 / (1 - 1.9 / 3)))
+
+
+def test_undiscounted_rewards_without_an_end_count_for_a_hundred_decisions():
+    ones, never = torch.ones(5), torch.zeros(5, dtype=torch.bool)
+    torch.testing.assert_close(mean_value(ones, ones, never), torch.tensor(100.0))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nets.critic import QEnsemble
+from reinflow.algos.advantages import mean_value
 from reinflow.algos.critics import CriticConfig, Critics, expected_minimum, expectile_loss, td_target
 
 
@@ -120,3 +121,12 @@ def test_training_state_continues_exactly():
             critics.update(**rows)
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_critics_that_start_at_the_mean_value_of_the_demonstrations_are_right_at_once():
+    # reward 1 for ever at discount .5 is worth 2, and Q, its target and V are trained on 4 times that
+    critics, rows = make_critics(reward_scale=4.0), batch()
+    critics.start_at_(mean_value(rows["reward"], rows["discount"], rows["terminated"]))
+    cond, action = rows["cond"], rows["action"]
+    for value in (critics.q(cond, action), critics.target_q(cond, action), critics.value(cond)):
+        torch.testing.assert_close(value.mean(), torch.tensor(8.0), rtol=0.05, atol=0)

@@ -141,3 +141,22 @@ def test_sizes_are_root_mean_squares_of_the_rewards_to_go_and_of_v_where_both_ar
     add(buffer, 1, reward=torch.tensor([4.0, math.nan]), value=torch.tensor([2.0, 50.0]), done=broken, valid=~broken)
     expected = torch.tensor([77 / 3, 14 / 3], dtype=torch.float64).sqrt()
     torch.testing.assert_close(torch.stack(buffer.sizes()), expected)
+
+
+def test_a_new_v_lacks_the_constant_that_agrees_with_the_rollout_and_a_trained_one_nothing():
+    # rewards 3, 5 and 4 at gamma .5, the last one terminating: V = 12 / 3 + (.5 + .5 + 0) / 3 * V gives V = 6
+    for value, missing in ((0.0, 6.0), (1.0, 5.0), (2.9, 3.1), (3.1, 0.0), (6.0, 0.0), (-9.0, 0.0)):
+        buffer = make_buffer(decisions=3)
+        for index, reward in enumerate((3.0, 5.0, 4.0)):
+            ends = torch.full((2,), index == 2)
+            add(buffer, index, reward=torch.full((2,), reward), value=torch.full((2,), value), done=ends)
+        torch.testing.assert_close(buffer.shortfall(), torch.tensor(missing))
+
+
+def test_decisions_without_outcome_do_not_count_in_what_v_lacks():
+    # env 1 broke at its second decision, whose reward and V are no numbers: 3, 3 and 3 at gamma .5 give V = 6
+    buffer, broken = make_buffer(decisions=2), torch.tensor([False, True])
+    add(buffer, 0, reward=torch.tensor([3.0, 3.0]))
+    nothing = torch.tensor([0.0, math.nan])
+    add(buffer, 1, reward=torch.tensor([3.0, math.nan]), value=nothing, done=broken, valid=~broken)
+    torch.testing.assert_close(buffer.shortfall(), torch.tensor(6.0))
