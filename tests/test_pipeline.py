@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +16,8 @@ from reinflow.runtime.trees import split
 from reinflow.storage.checkpoint import load_checkpoint
 from reinflow.storage.resumable import latest_training, states
 from tests.faults.strikes import Strike
+from tests.scripts import ROOT, run_script
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL_NET = [
     "--net",
     "mlp",
@@ -36,10 +34,8 @@ SHORT_EVAL = ["--num_eval_envs", "4", "--num_eval_episodes", "4", "--max_episode
 
 
 def run(folder: Path, script: str, *words: str, strike: Strike | None = None) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    path = ROOT / script
-    command = [sys.executable, *(strike.command(path, *words) if strike else [str(path), *words])]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    path = str(ROOT / script)
+    return run_script(folder, strike.command(path, *words) if strike else [path, *words])
 
 
 def succeed(folder: Path, *command: str) -> str:
