@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from reinflow.envs.suite import Task, task_of
 from reinflow.errors import UserError
-from reinflow.types import EnvSpec, Objective, canonical_obs_mode
+from reinflow.specs import EnvSpec, Objective, canonical_obs_mode
 
 DEFAULTS: dict[str, Any] = {
     "env_id": "PickCube-v1",

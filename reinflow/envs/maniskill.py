@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from reinflow.envs.builds import Builds
 from reinflow.envs.cameras import (
     FILM_SIZE,
     Shutter,
@@ -26,7 +27,7 @@ from reinflow.envs.cameras import (
     render_device,
 )
 from reinflow.envs.config import CompleteEnvConfig
-from reinflow.envs.seeding import Builds, batch_seed, one_by_one
+from reinflow.envs.seeding import batch_seed, one_by_one
 from reinflow.envs.still import still_action
 from reinflow.errors import UserError
 from reinflow.runtime.rng import numpy_state, set_numpy_state_

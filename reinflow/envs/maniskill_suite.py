@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from reinflow.envs.config import DEFAULTS, CompleteEnvConfig
 from reinflow.envs.suite import EnvSuite, Setup, Task, Wishes
 from reinflow.errors import UserError
-from reinflow.types import BatchedEnv
+
+if TYPE_CHECKING:
+    from reinflow.types import BatchedEnv
 
 
 class ManiSkillSuite(EnvSuite):

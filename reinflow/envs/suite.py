@@ -15,15 +15,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
-from reinflow.envs.seeding import Builds
+from reinflow.envs.builds import Builds
 from reinflow.errors import UserError
 from reinflow.registry import Registry
-from reinflow.types import BatchedEnv, Headline
+from reinflow.specs import Headline
 
 if TYPE_CHECKING:
+    import torch
+
     from reinflow.envs.config import CompleteEnvConfig
+    from reinflow.types import BatchedEnv
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,18 @@ class Task:
     """whether its full state can be seen beside the observations"""
 
 
+def cpu() -> torch.device:
+    """Where a learner is unless something else is said."""
+    import torch
+
+    return torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class Wishes:
     """What is asked of envs beside their task."""
 
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = field(default_factory=cpu)
     """where the learner is; a simulator may stay elsewhere"""
     builds: Builds = field(default_factory=Builds)
     """geometry, in tasks that draw it"""
