@@ -5,8 +5,8 @@ Nothing here needs torch, so that a command line is quick; `reinflow.types` has 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,6 +81,10 @@ class EnvSpec:
     """what pads actions; empty in a checkpoint that is older than it"""
     headline: Headline = "success_once"
     """the score of a policy, which older checkpoints don't say"""
+    env_module: str | None = None
+    """Python module that registers the task, where neither this project nor its simulator does"""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """what envs are made with beside the fields above; plain values"""
 
     @property
     def action_dim(self) -> int:

@@ -107,9 +107,9 @@ def chunked(env: BatchedEnv, act_horizon: int, obs_horizon: int, gamma: float, r
 
 def on_device(env: ChunkEnv, device: torch.device) -> ChunkEnv:
     """The env itself, or what hands its tensors to a learner elsewhere."""
-    from reinflow.envs.elsewhere import OnDevice
+    from reinflow.envs.elsewhere import OnDevice, same
 
-    return env if env.device.type == device.type else OnDevice(env, device)
+    return env if same(env.device, device) else OnDevice(env, device)
 
 
 __all__ = ["Builds", "EnvConfig", "make_env"]

@@ -45,6 +45,14 @@ class OnDevice:
         self.env.close()
 
 
+def same(one: torch.device, other: torch.device) -> bool:
+    """Whether tensors of both can meet; a GPU without an index is the current one."""
+    if one.type != "cuda" or other.type != "cuda":
+        return one.type == other.type
+    current = torch.cuda.current_device()
+    return (current if one.index is None else one.index) == (current if other.index is None else other.index)
+
+
 def moved(value: Any, device: torch.device) -> Any:
     """A tensor, or a dict or dataclass of tensors, on `device`."""
     if isinstance(value, torch.Tensor):

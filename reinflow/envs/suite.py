@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from reinflow.envs.arguments import register
 from reinflow.envs.builds import Builds
 from reinflow.errors import UserError
 from reinflow.registry import Registry
@@ -48,6 +49,8 @@ class Task:
     """whether there is a camera for people"""
     privileged: bool = False
     """whether its full state can be seen beside the observations"""
+    takes_kwargs: bool = False
+    """whether its envs take the arguments of `--env_kwargs`"""
 
 
 def cpu() -> torch.device:
@@ -126,9 +129,15 @@ def task_of(env_id: str) -> Task:
 
 
 def made(suite: EnvSuite, config: CompleteEnvConfig, num_envs: int, wishes: Wishes) -> BatchedEnv:
-    """Envs whose spec, and with it every checkpoint, knows what the task is ranked by."""
+    """Envs whose spec, and with it every checkpoint, knows what the task is ranked by and who registers it."""
+    register(config.arguments.env_module)
     env = suite.make(config, num_envs, wishes)
-    env.spec = replace(env.spec, headline=suite.task(config.env_id).headline)
+    env.spec = replace(
+        env.spec,
+        headline=suite.task(config.env_id).headline,
+        env_module=config.arguments.env_module,
+        env_kwargs=config.arguments.kwargs,
+    )
     return env
 
 
@@ -137,6 +146,8 @@ def refuse_what_a_task_lacks(task: Task, config: CompleteEnvConfig, wishes: Wish
     if task.reward_modes is not None and config.reward_mode not in task.reward_modes:
         modes = " or ".join(task.reward_modes)
         raise UserError(f"{config.env_id} does not take --reward_mode {config.reward_mode}: use {modes}")
+    if not task.takes_kwargs and config.arguments.kwargs:
+        raise UserError(f"{config.env_id} takes no arguments: leave out {', '.join(config.arguments.kwargs)}")
     if task.cameras == () and config.obs_mode != "state":
         raise UserError(f"{config.env_id} has no pictures: use --obs_mode state instead of {config.obs_mode}")
     if wishes.filmed and not task.filmed:
