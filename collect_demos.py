@@ -270,4 +270,4 @@ def median(values: list[int]) -> str:
 
 
 if __name__ == "__main__":
-    run_script(main, Config)
+    run_script(main, Config, loads="torch and the simulator")

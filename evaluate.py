@@ -235,4 +235,4 @@ def plot(rows: list[dict], path: Path, title: str, headline: str) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Config)
+    run_script(main, Config, loads="torch and the simulator")

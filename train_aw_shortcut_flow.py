@@ -107,4 +107,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Config, presets=WEIGHTED_PRESETS)
+    run_script(main, Config, presets=WEIGHTED_PRESETS, loads="torch, demonstrations and the simulator")

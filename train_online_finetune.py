@@ -125,4 +125,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Config, presets=ONLINE_PRESETS, notice=beside_the_guide)
+    run_script(main, Config, presets=ONLINE_PRESETS, notice=beside_the_guide, loads="torch and the simulator")

@@ -84,4 +84,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Config, presets=CLONING_PRESETS)
+    run_script(main, Config, presets=CLONING_PRESETS, loads="torch, demonstrations and the simulator")
