@@ -203,7 +203,7 @@ class History:
         steps, low = self.column("losses/noise_std_p05")
         left.fill_between(steps, low, self.column("losses/noise_std_p95")[1], alpha=0.2)
         left.plot(*self.column("losses/noise_std_p50"))
-        left.set(xlabel=self.unit, ylabel="noise std per step, median and 90 %")
+        left.set(xlabel=self.unit, ylabel="noise std, median and 90 %")
         right.plot(*self.column("losses/approx_kl"))
         right.set(xlabel=self.unit, ylabel="KL of an update (nats)")
         return svg(figure)

@@ -24,7 +24,10 @@ MAY_IMPORT = {
     "reinflow/flags.py": {"tyro", "reinflow.errors", "reinflow.registry"},
     "reinflow/cli.py": {"tyro", "reinflow.run.compatibility", "reinflow.errors", "reinflow.flags"},
     "reinflow/runtime": {"torch", "numpy", "jaxtyping", "reinflow.errors", "reinflow.runtime"},
-    "reinflow/envs": CORE | TENSORS | SIMULATOR | {"reinflow.envs", "transforms3d", "pytorch_kinematics"},
+    "reinflow/envs": CORE
+    | TENSORS
+    | SIMULATOR
+    | {"reinflow.envs", "reinflow.flags", "transforms3d", "pytorch_kinematics"},
     "reinflow/data": CORE | TENSORS | {"h5py", "reinflow.data"},
     "reinflow/policies": CORE | TENSORS | {"nets", "reinflow.policies", "reinflow.flags"},
     "reinflow/algos": CORE

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from tyro.conf import OmitArgPrefixes as Flat
-
 from reinflow.envs.arguments import EnvArguments, register, split_id
 from reinflow.envs.suite import Task, task_of
 from reinflow.errors import UserError
+from reinflow.flags import Flat
 from reinflow.specs import EnvSpec, Objective, canonical_obs_mode
 
 DEFAULTS: dict[str, Any] = {
