@@ -10,16 +10,18 @@ themselves. Pictures are taken afterwards, of the recorded states of the episode
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from reinflow.cli import run_script
+from reinflow.cli import Flat, run_script
 from reinflow.data.config import demo_file_name
+from reinflow.envs.arguments import EnvArguments
 from reinflow.envs.config import CompleteEnvConfig, EnvConfig
 from reinflow.errors import UserError
 
@@ -36,7 +38,8 @@ class Config:
     """Stage 0: collect demonstrations."""
 
     env_id: str = "PickCube-v1"
-    """task; scripted experts exist for PickCube, PushCube, PullCube, StackCube and LiftPegUpright"""
+    """task; scripted experts exist for PickCube, PushCube, PullCube, StackCube and LiftPegUpright, and for those that
+    `--env_module` adds (docs/own_tasks.md)"""
     num_demos: int = 100
     """episodes to keep"""
     source: Literal["scripted", "motionplanning"] = "scripted"
@@ -59,8 +62,9 @@ class Config:
     """env steps after which an attempt ends; None takes the task's own limit"""
     num_envs: int | None = None
     """envs simulated at once; None takes as many as there are demos, at most 64"""
-    sim_backend: Literal["auto", "physx_cuda", "physx_cpu_batched", "physx_cpu"] = "auto"
-    """simulator; evaluate on the same kind as you collect on"""
+    sim_backend: str = "auto"
+    """simulator, as in the other stages; evaluate on the same kind as you collect on"""
+    arguments: Flat[EnvArguments] = field(default_factory=EnvArguments)
     output: str | None = None
     """the .h5 file to write; None takes <record_dir>/<env_id>/trajectory.<obs_mode>.<control_mode>.h5"""
     record_dir: str = "demos"
@@ -81,7 +85,8 @@ def main(config: Config) -> None:
     """Record demonstrations from the chosen source, or render those of an existing file again."""
     from reinflow.recording.writer import refuse_existing
 
-    config = replace(config, obs_mode=env_config(config).obs_mode)
+    task = env_config(config)
+    config = replace(config, env_id=task.env_id, obs_mode=task.obs_mode, arguments=task.arguments)
     check(config)
     if config.num_attempts is None:
         refuse_existing(config.path, config.overwrite)
@@ -114,6 +119,8 @@ def check(config: Config) -> None:
             f"scripted experts act in {CONTROL_MODE}, not {config.control_mode}: "
             f"leave --control_mode out or use --source motionplanning"
         )
+    if config.source == "motionplanning" and (config.arguments.env_module or config.arguments.kwargs):
+        raise UserError("--source motionplanning plans ManiSkill's own tasks as they are: leave --env_* flags out")
     if config.source == "motionplanning" and (config.seed or config.action_noise or config.num_attempts):
         raise UserError("--source motionplanning takes neither --seed, --action_noise nor --num_attempts")
 
@@ -122,7 +129,7 @@ def env_config(config: Config, obs_mode: str | None = None) -> CompleteEnvConfig
     """The task of the flags; scripted experts act in it with state observations whatever is recorded."""
     mode = config.obs_mode if obs_mode is None else obs_mode
     settings = {"sim_backend": config.sim_backend, "control_mode": config.control_mode}
-    return EnvConfig(config.env_id, mode, **settings).completed()  # type: ignore[arg-type]
+    return EnvConfig(config.env_id, mode, **settings, arguments=config.arguments).completed()
 
 
 def collect_scripted(config: Config) -> None:
@@ -144,7 +151,7 @@ def collect_scripted(config: Config) -> None:
             tally = measure(episodes, config.num_attempts)
         else:
             source = {"source_type": "scripted", "source_desc": f"scripted expert, action noise {config.action_noise}"}
-            info = env_info(config, "physx_cuda" if backend == "physx_cuda" else "physx_cpu", limit)
+            info = env_info(config, "physx_cuda" if backend.startswith("physx_cuda") else "physx_cpu", limit)
             with new_writer(config, info, source) as writer:
                 tally = collect(
                     progress(episodes),
@@ -185,16 +192,27 @@ def render_again(config: Config, source: Path) -> None:
 
     about = read_description(source)
     settings = about["env_info"]["env_kwargs"]
-    config = replace(config, env_id=about["env_info"]["env_id"], control_mode=settings.get("control_mode"))
+    config = recorded_task(config, about["env_info"])
     load_demos(source)  # names whatever is wrong with the file, or that it is not one of state observations
     episodes = about["episodes"]
-    info = about["env_info"] | {"env_kwargs": settings | {"obs_mode": config.obs_mode}}
+    info = about["env_info"] | {"env_kwargs": settings | {"obs_mode": config.obs_mode} | config.arguments.kwargs}
     origin = {name: about[name] for name in ("source_type", "source_desc") if name in about}
     with new_writer(config, info, origin) as writer, h5py.File(source, "r") as file:
         for episode in progress(iter(episodes)):
             data = as_arrays(file[f"traj_{episode['episode_id']}"])
             writer.add(data, episode.get("episode_seed", 0), config.control_mode)
     print(f"wrote {len(episodes)} demonstrations to {config.path}")
+
+
+def recorded_task(config: Config, info: dict[str, Any]) -> Config:
+    """The flags for the task of a recording, whose arguments count where the flags say nothing."""
+    from reinflow.data.formats.maniskill import own_kwargs
+
+    settings = info["env_kwargs"]
+    kwargs = own_kwargs(settings) | config.arguments.kwargs
+    module = config.arguments.env_module or info.get("env_module")
+    arguments = EnvArguments(module, json.dumps(kwargs) if kwargs else None)
+    return replace(config, env_id=info["env_id"], control_mode=settings.get("control_mode"), arguments=arguments)
 
 
 @contextmanager
@@ -234,7 +252,8 @@ def env_info(config: Config, backend: str, limit: int) -> dict[str, Any]:
         "sim_backend": backend,
         "num_envs": 1,
     }
-    return {"env_id": config.env_id, "env_kwargs": kwargs, "max_episode_steps": limit}
+    info = {"env_id": config.env_id, "env_kwargs": kwargs | config.arguments.kwargs, "max_episode_steps": limit}
+    return info if config.arguments.env_module is None else {**info, "env_module": config.arguments.env_module}
 
 
 def progress(episodes: Iterator[Any]) -> Iterator[Any]:
@@ -251,4 +270,4 @@ def median(values: list[int]) -> str:
 
 
 if __name__ == "__main__":
-    run_script(main, Config)
+    run_script(main, Config, loads="torch and the simulator")

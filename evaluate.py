@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from reinflow.cli import Flat, run_script
 from reinflow.envs import EnvConfig
-from reinflow.training.evaluation import EvalConfig
+from reinflow.training.config import EvalConfig
 
 if TYPE_CHECKING:
     from reinflow.envs.recorder import Film
-    from reinflow.policies import Policy
+    from reinflow.policies.base import Policy
     from reinflow.training.evaluation import Evaluation
     from reinflow.types import EnvSpec
 
@@ -235,4 +235,4 @@ def plot(rows: list[dict], path: Path, title: str, headline: str) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Config)
+    run_script(main, Config, loads="torch and the simulator")

@@ -11,17 +11,14 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-from reinflow.algos.awr import AWRConfig
-from reinflow.algos.bc import BCConfig
-from reinflow.algos.critics import CriticConfig
+from reinflow.algos.config import AWRConfig, BCConfig, CriticConfig
 from reinflow.cli import Flat, run_script
 from reinflow.data.config import DemoConfig
 from reinflow.envs import EnvConfig
 from reinflow.policies import PolicyConfig
 from reinflow.presets import WEIGHTED_PRESETS
-from reinflow.run.run import RunConfig
-from reinflow.training.evaluation import EvalConfig
-from reinflow.training.loops import OfflineConfig
+from reinflow.run.config import RunConfig
+from reinflow.training.config import EvalConfig, OfflineConfig
 
 
 @dataclass(frozen=True)
@@ -110,4 +107,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Config, presets=WEIGHTED_PRESETS)
+    run_script(main, Config, presets=WEIGHTED_PRESETS, loads="torch, demonstrations and the simulator")

@@ -11,17 +11,16 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 
-from reinflow.algos.ppo import PPOFlags
+from reinflow.algos.config import PPOFlags
 from reinflow.algos.schedules import NoiseConfig
 from reinflow.cli import Flat, run_script
 from reinflow.envs import EnvConfig
 from reinflow.errors import UserError
 from reinflow.policies import NoiseNetConfig
 from reinflow.presets import ONLINE_PRESETS, beside_the_guide
-from reinflow.run.run import RunConfig
-from reinflow.runtime.acceleration import AccelerationConfig
-from reinflow.training.evaluation import EvalConfig
-from reinflow.training.loops import OnPolicyConfig
+from reinflow.run.config import RunConfig
+from reinflow.runtime.config import AccelerationConfig
+from reinflow.training.config import EvalConfig, OnPolicyConfig
 
 
 @dataclass(frozen=True)
@@ -126,4 +125,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Config, presets=ONLINE_PRESETS, notice=beside_the_guide)
+    run_script(main, Config, presets=ONLINE_PRESETS, notice=beside_the_guide, loads="torch and the simulator")

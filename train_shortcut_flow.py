@@ -10,15 +10,14 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from reinflow.algos.bc import BCConfig
+from reinflow.algos.config import BCConfig
 from reinflow.cli import Flat, run_script
 from reinflow.data.config import DemoConfig
 from reinflow.envs import EnvConfig
 from reinflow.policies import PolicyConfig
 from reinflow.presets import CLONING_PRESETS
-from reinflow.run.run import RunConfig
-from reinflow.training.evaluation import EvalConfig
-from reinflow.training.loops import OfflineConfig
+from reinflow.run.config import RunConfig
+from reinflow.training.config import EvalConfig, OfflineConfig
 
 
 @dataclass(frozen=True)
@@ -85,4 +84,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Config, presets=CLONING_PRESETS)
+    run_script(main, Config, presets=CLONING_PRESETS, loads="torch, demonstrations and the simulator")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from reinflow.agent import ReinFlowAgent
-from reinflow.algos.ppo import PPOConfig
+from reinflow.algos.config import PPOConfig
 from reinflow.cli import USER_ERROR, fail
 from reinflow.policies import NETS, PolicySpec, build_policy
-from reinflow.runtime.acceleration import AccelerationConfig
+from reinflow.runtime.config import AccelerationConfig
 
 STATE_DIM, ACTION_DIM = 42, 7
 GRAPHS = AccelerationConfig(cuda_graphs=True)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from reinflow.agent import ReinFlowAgent
-from reinflow.algos.ppo import PPO, PPOConfig
+from reinflow.algos.config import PPOConfig
+from reinflow.algos.ppo import PPO
 from reinflow.algos.reinflow import ReinFlow, rollout_buffer
 from reinflow.envs import EnvConfig, make_env
 from reinflow.policies import PolicyConfig, build_policy

@@ -19,11 +19,12 @@ from benchmarks._agents import ACTION_DIM, GRAPHS, STATE_DIM, add_graphs_flag, d
 from benchmarks._compare import Comparison, Variant, compare, parser, report, stopwatch, synchronize
 from benchmarks._straightforward import LoopedChunks, straightforward
 from reinflow.agent import ReinFlowAgent
-from reinflow.algos.ppo import PPO, PPOConfig
+from reinflow.algos.config import PPOConfig
+from reinflow.algos.ppo import PPO
 from reinflow.algos.reinflow import ReinFlow, rollout_buffer
 from reinflow.envs.synthetic import SyntheticEnv
 from reinflow.envs.wrappers import ActionChunk
-from reinflow.runtime.acceleration import AccelerationConfig
+from reinflow.runtime.config import AccelerationConfig
 from reinflow.training.rollouts import collect
 from reinflow.types import ChunkEnv
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from benchmarks._agents import add_net_flag, make_agent
 from benchmarks._compare import parser, save
 from benchmarks.scaling import filled
-from reinflow.algos.ppo import PPOConfig, ppo_loss
+from reinflow.algos.config import PPOConfig
+from reinflow.algos.ppo import ppo_loss
 
 KIB = 2**10
 

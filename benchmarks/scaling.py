@@ -13,7 +13,8 @@ import torch
 
 from benchmarks._agents import conditions, make_agent
 from benchmarks._compare import parser, save, timed
-from reinflow.algos.ppo import PPO, PPOConfig
+from reinflow.algos.config import PPOConfig
+from reinflow.algos.ppo import PPO
 from reinflow.algos.rollout import RolloutBuffer
 
 

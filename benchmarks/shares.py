@@ -14,7 +14,7 @@ import torch
 
 from benchmarks._compare import parser, save, stopwatch
 from benchmarks._training import Training
-from reinflow.algos.ppo import PPOConfig
+from reinflow.algos.config import PPOConfig
 from reinflow.envs import EnvConfig
 from reinflow.policies import PolicyConfig
 

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from benchmarks._compare import parser, save
 from reinflow.agent import ReinFlowAgent
-from reinflow.algos.ppo import PPO, PPOConfig
+from reinflow.algos.config import PPOConfig
+from reinflow.algos.ppo import PPO
 from reinflow.algos.reinflow import ReinFlow, rollout_buffer
 from reinflow.envs import EnvConfig, make_env
 from reinflow.storage.checkpoint import load_policy

@@ -2,37 +2,36 @@
 
 A velocity backbone is a `VelocityNet` (velocity.py): `forward(sample: b h a, timestep: b, step_size: b, global_cond:
 b z)` is (b h a) with times in [0, 1], and `grid` takes several denoising steps of one observation.
+
+What `from nets import ...` names is imported when it is asked for: a command line reads `nets.config` and no torch.
 """
 
-from nets.critic import QEnsemble, ValueNetwork
-from nets.dit import CrossAttentionDiT, DiTConfig
-from nets.embed import SinusoidalEmbedding, TimeEmbedding
-from nets.mlp import MLP, ShortCutVelocityMLP
-from nets.noise import ExploreNoiseNet, NoisyVelocityUNet1D
-from nets.normalize import MeanStdNormalizer, MinMaxNormalizer
-from nets.preact import PreactMLPConfig, PreactVelocityMLP
-from nets.tokens import CondLayout, Part
-from nets.transformer import TransformerConfig, VelocityTransformer
-from nets.unet1d import ShortCutVelocityUNet1D
+from __future__ import annotations
 
-__all__ = [
-    "MLP",
-    "CondLayout",
-    "CrossAttentionDiT",
-    "DiTConfig",
-    "ExploreNoiseNet",
-    "MeanStdNormalizer",
-    "MinMaxNormalizer",
-    "NoisyVelocityUNet1D",
-    "Part",
-    "PreactMLPConfig",
-    "PreactVelocityMLP",
-    "QEnsemble",
-    "ShortCutVelocityMLP",
-    "ShortCutVelocityUNet1D",
-    "SinusoidalEmbedding",
-    "TimeEmbedding",
-    "TransformerConfig",
-    "ValueNetwork",
-    "VelocityTransformer",
-]
+import importlib
+from typing import Any
+
+MODULES = {
+    "config": ("DiTConfig", "PreactMLPConfig", "TransformerConfig"),
+    "critic": ("QEnsemble", "ValueNetwork"),
+    "dit": ("CrossAttentionDiT",),
+    "embed": ("SinusoidalEmbedding", "TimeEmbedding"),
+    "mlp": ("MLP", "ShortCutVelocityMLP"),
+    "noise": ("ExploreNoiseNet", "NoisyVelocityUNet1D"),
+    "normalize": ("MeanStdNormalizer", "MinMaxNormalizer"),
+    "preact": ("PreactVelocityMLP",),
+    "tokens": ("CondLayout", "Part"),
+    "transformer": ("VelocityTransformer",),
+    "unet1d": ("ShortCutVelocityUNet1D",),
+}
+"""which module has which public name"""
+
+__all__ = [name for names in MODULES.values() for name in names]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name."""
+    for module, names in MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"nets.{module}"), name)
+    raise AttributeError(f"module 'nets' has no attribute {name!r}")

@@ -8,7 +8,6 @@ it has in the other nets, while its blocks start as the identity (adaLN-zero).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nets.attention import CrossAttention, FeedForward, Memory, SelfAttention
+from nets.config import DiTConfig
 from nets.embed import StepEmbedding
 from nets.tokens import ConditionTokens, CondLayout, places
 from nets.velocity import VelocityNet, check_chunk, side_by_side
@@ -24,22 +24,6 @@ BLOCK_SHARES = 9
 """vectors that modulate a block: shift, scale and gate of three layers"""
 OUT_SHARES = 2
 """shift and scale before the last layer"""
-
-
-@dataclass(frozen=True)
-class DiTConfig:
-    """Size of the cross-attention DiT."""
-
-    dit_dim: int = 128
-    """width of a token"""
-    dit_heads: int = 4
-    """attention heads; they divide the width"""
-    dit_depth: int = 4
-    """blocks"""
-    dit_time_dim: int = 64
-    """width of the embeddings of flow time and step size"""
-    dit_picture_tokens: int = 4
-    """tokens that the picture features of a frame are read as"""
 
 
 class ModulatedNorm(nn.LayerNorm):

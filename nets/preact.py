@@ -9,28 +9,14 @@ what their MLP concatenates is added here behind a layer each, which is the same
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nets.config import PreactMLPConfig
 from nets.embed import StepEmbedding
 from nets.mlp import ResidualLayers
 from nets.velocity import VelocityNet, check_chunk
-
-
-@dataclass(frozen=True)
-class PreactMLPConfig:
-    """Size of the pre-activation MLP."""
-
-    preact_hidden_dim: int = 512
-    """width of the layers"""
-    preact_blocks: int = 1
-    """residual blocks of two layers each; `mlp_dims: [512, 512, 512]` there is one"""
-    preact_time_dim: int = 16
-    """width of the embeddings of flow time and step size"""
-    preact_cond_dims: tuple[int, ...] = (64, 16)
-    """layers that the condition passes first; none for pictures, which their encoder has already made small"""
 
 
 class PreactVelocityMLP(VelocityNet):

@@ -8,31 +8,15 @@ dropout, under which the ratio of PPO would not be 1; and keys and values of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from nets.attention import CrossAttention, FeedForward, Memory, SelfAttention
+from nets.config import TransformerConfig
 from nets.embed import StepEmbedding
 from nets.tokens import ConditionTokens, CondLayout, places
 from nets.velocity import VelocityNet, check_chunk, side_by_side
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Size of the Transformer."""
-
-    transformer_dim: int = 96
-    """width of a token; DPPO takes 160 for two arms (transport)"""
-    transformer_heads: int = 4
-    """attention heads; they divide the width"""
-    transformer_depth: int = 4
-    """blocks"""
-    transformer_time_dim: int = 64
-    """width of the embeddings of flow time and step size"""
-    transformer_picture_tokens: int = 1
-    """tokens that the picture features of a frame are read as"""
 
 
 class TransformerBlock(nn.Module):

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from nets.unet1d import ShortCutVelocityUNet1D
 from reinflow.algos.actor_critic import ActorCritic
-from reinflow.algos.ppo import PPOConfig, ppo_loss
+from reinflow.algos.config import PPOConfig
+from reinflow.algos.ppo import ppo_loss
 from reinflow.algos.schedules import NoiseConfig
 from reinflow.errors import UserError
-from reinflow.policies import NoiseNetConfig, Policy, PolicySpec, Shortcut, make_stochastic
+from reinflow.policies import NoiseNetConfig, PolicySpec, make_stochastic
+from reinflow.policies.base import Policy
+from reinflow.policies.shortcut import Shortcut
 from reinflow.types import Objective
 
 if TYPE_CHECKING:

@@ -58,13 +58,15 @@ def run_script(
     *,
     presets: Mapping[str, C | Mapping[str, Any]] | None = None,
     notice: Callable[[C], str | None] | None = None,
+    loads: str | None = None,
     argv: Sequence[str] | None = None,
 ) -> None:
     """Parse `argv` (default: the process's own) and call `main`.
 
     `presets` maps a name to a whole config or to the flags that differ, `{"num_envs": 256}`; `--preset NAME` replaces
     the defaults and `--resume DIR` takes those of that run; every other flag still overrides them. A config that comes
-    from neither may deserve a line to the user, which `notice` makes.
+    from neither may deserve a line to the user, which `notice` makes. `loads` is what takes seconds before `main` has
+    anything to say: it is printed at once.
     Exits 2 with `error: ...` on a mistake of the user, 130 on Ctrl-C, 143 on SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -74,7 +76,9 @@ def run_script(
                 signal.signal(signal.SIGTERM, leave)
             config = parse(config_type, arguments, presets=presets or {}, description=config_type.__doc__)
             if notice and not any(split_option(name, arguments)[0] for name in ("preset", "resume")):
-                announce(notice(config))
+                line = notice(config)
+                announce(line and f"note: {line}")
+            announce(loads and f"{str(config_type.__doc__).splitlines()[0].rstrip('.')}: loading {loads}")
             main(config)
         except UserError as error:
             fail(str(error), USER_ERROR)
@@ -85,7 +89,7 @@ def run_script(
 def announce(line: str | None) -> None:
     """Print a line in one of the processes that torchrun starts."""
     if line and os.environ.get("RANK", "0") == "0":
-        print(f"note: {line}", flush=True)
+        print(line, flush=True)
 
 
 @contextmanager

@@ -9,27 +9,14 @@ and normalisers come from the checkpoint that `--like` names.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import tyro
-from torch import Tensor
 
 from reinflow.cli import run_script
 from reinflow.errors import UserError
-from reinflow.policies import build_policy
-from reinflow.policies.spec import PolicySpec
-from reinflow.storage.checkpoint import Checkpoint, env_spec_from, load_checkpoint, load_state_, save_checkpoint
-
-SAFE_TORCH = (2, 10)
-"""older versions of torch have known ways around weights_only"""
-FIRST_FORMAT = "reinflow-checkpoint"
-NETWORK = "net."
-"""what has to come from the file; the rest of a policy is normalisers"""
 
 
 @dataclass(frozen=True)
@@ -46,98 +33,18 @@ class Config:
 
 def main(config: Config) -> None:
     """Convert one file and print which of its weights went where."""
+    from reinflow.storage.checkpoint import save_checkpoint
+    from reinflow.storage.foreign import check_weights, converted, read_pickled
+
     if Path(config.new).exists():
         raise UserError(f"{config.new} exists: choose another name")
     payload = read_pickled(Path(config.old))
-    checkpoint, matches = converted(payload, config)
+    checkpoint, matches = converted(payload, config.old, config.like)
     check_weights(checkpoint, config.old)
     for own, theirs in matches.items():
         print(f"{own} <- {theirs}  {tuple(checkpoint.policy_state[own].shape)}")
     save_checkpoint(config.new, checkpoint)
     print(f"wrote {config.new}")
-
-
-def read_pickled(path: Path) -> Any:
-    """What torch.load returns with `weights_only`: containers, numbers, text and tensors, never objects."""
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < SAFE_TORCH:
-        raise UserError(f"torch {torch.__version__} can't open a stranger's file safely: install torch 2.10 or newer")
-    if not path.is_file():
-        raise UserError(f"there is no file at {path}: check the name")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is damaged, or holds more than weights ({reason}): it was not opened") from None
-    except (AttributeError, AssertionError, RecursionError, MemoryError, OverflowError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}): it was not opened") from None
-
-
-def converted(payload: Any, config: Config) -> tuple[Checkpoint, dict[str, str]]:
-    """The checkpoint, and which of its weights came from which name in the file."""
-    if isinstance(payload, dict) and payload.get("format") == FIRST_FORMAT:
-        return from_first_format(payload, config.old), {}
-    if config.like is None:
-        raise UserError(f"{config.old} says nothing about its policy: name a checkpoint of the same one with --like")
-    like = load_checkpoint(config.like)
-    wanted = {name: value for name, value in like.policy_state.items() if name.startswith(NETWORK)}
-    found = dict(tensors_of(payload))
-    matches, state = match(wanted, found), dict(like.policy_state)
-    missing = [f"{name} {tuple(value.shape)}" for name, value in wanted.items() if name not in matches]
-    if missing:
-        more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-        raise UserError(
-            f"{config.old} has no weights for {', '.join(missing[:8])}{more}: it is of another network than "
-            f"{config.like}; its own names start with {', '.join(list(found)[:3]) or 'nothing'}"
-        )
-    state |= {name: found[theirs] for name, theirs in matches.items()}
-    return replace(like, policy_state=state, parts={}, meta={"imported_from": config.old}), matches
-
-
-def from_first_format(payload: dict[str, Any], name: str) -> Checkpoint:
-    """A checkpoint of what the project's first format held; UserError where something is missing."""
-    try:
-        return Checkpoint(
-            policy_spec=PolicySpec.from_dict(payload["policy_spec"]),
-            env_spec=env_spec_from(payload["env_spec"]),
-            policy_state=dict(payload["policy_state"]),
-            parts={"critic": payload["critic_state"]} if payload["critic_state"] else {},
-            meta={"imported_from": name},
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{name} lacks what its format has ({error}): it is damaged") from None
-
-
-def check_weights(checkpoint: Checkpoint, name: str) -> None:
-    """UserError unless the weights fit the policy that the checkpoint describes."""
-    state = checkpoint.policy_state
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise UserError(f"{name} holds other things than tensors among its weights: it is damaged")
-    load_state_(build_policy(checkpoint.policy_spec), state, f"the policy of {name}")
-
-
-def tensors_of(tree: Any, place: str = "") -> list[tuple[str, Tensor]]:
-    """Every tensor of nested dicts under its dotted name."""
-    if isinstance(tree, Tensor):
-        return [(place, tree)]
-    if not isinstance(tree, Mapping):
-        return []
-    below = ((f"{place}.{key}" if place else str(key), value) for key, value in tree.items())
-    return [pair for name, value in below for pair in tensors_of(value, name)]
-
-
-def match(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, str]:
-    """For each wanted name the found one of equal shape with the same end, all below one common prefix."""
-    ends = {name: name.removeprefix(NETWORK) for name in wanted}
-    best: dict[str, str] = {}
-    for prefix in sorted({name.removesuffix(end) for name in found for end in ends.values() if name.endswith(end)}):
-        fitting = {
-            name: prefix + end
-            for name, end in ends.items()
-            if prefix + end in found and found[prefix + end].shape == wanted[name].shape
-        }
-        if len(fitting) > len(best):
-            best = fitting
-    return best
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ def measure(point: Point) -> Measurement:
     import torch
 
     from reinflow.agent import ReinFlowAgent
-    from reinflow.algos.ppo import PPO, PPOConfig
+    from reinflow.algos.config import PPOConfig
+    from reinflow.algos.ppo import PPO
     from reinflow.algos.reinflow import ReinFlow, rollout_buffer
     from reinflow.envs import EnvConfig, make_env
     from reinflow.policies import PolicyConfig, build_policy
@@ -94,7 +95,7 @@ def measure(point: Point) -> Measurement:
     device = torch.device("cuda" if cuda else "cpu")
     ppo = PPOConfig(minibatch_size=point.minibatch_size, micro_batch_size=point.micro_batch_size)
     horizons = PolicyConfig(net=point.net)
-    config = EnvConfig(point.env_id, obs_mode=point.obs_mode, sim_backend=point.sim_backend)  # type: ignore[arg-type]
+    config = EnvConfig(point.env_id, obs_mode=point.obs_mode, sim_backend=point.sim_backend)
     env = make_env(config, point.num_envs, horizons.act_horizon, horizons.obs_horizon, ppo.gamma, device)
     try:
         policy = build_policy(horizons.for_env(env.spec, point.num_inference_steps)).to(device)

@@ -8,6 +8,7 @@ Adding one is a file and such a line. Its options exist on the command line only
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -33,6 +34,16 @@ class Entry(Generic[T]):
     """frozen dataclass of its options, each with a default; it is stored wherever the choice is"""
     needs: tuple[type, ...] = ()
     """capabilities (`reinflow.types`) that it asks of a policy"""
+
+
+def later(place: str) -> Callable[..., Any]:
+    """A `build` that imports `module:name` when it is first called, so that a command line doesn't wait for torch."""
+    module, _, name = place.partition(":")
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+    return build
 
 
 class Registry(Mapping[str, Entry[T]]):

@@ -1,16 +1,12 @@
-"""The page that a sweep ends in: `python -m reinflow.report LOG_DIR` writes report.html, report.md and results.csv.
+"""The page that a sweep, a run or a quick start ends in: `python -m reinflow.report FOLDER` writes report.html there.
 
-report.html is one file that needs no network: charts are SVG inside it, and a few lines of script sort its tables.
+It is one file that needs no network (page.py). Of a sweep there are report.md and results.csv, too.
 """
 
 from __future__ import annotations
 
-import base64
 import csv
 import html
-import io
-import json
-import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,39 +14,17 @@ from typing import Annotated, Any
 
 import tyro
 
+from reinflow import run_page
 from reinflow.cli import run_script
 from reinflow.errors import UserError
+from reinflow.page import described, document, panels, svg, table, video
 from reinflow.sweep.records import View, look, read_records
 from reinflow.sweep.results import CONFIDENCE, Summary, common_goal, read_metrics, summarise
 
-MAX_VIDEO_BYTES = 3_000_000
-"""a larger video is named instead of embedded"""
 COLUMNS = (
     "configuration", "seeds", "{score}", "±95 %", "vs baseline", "vs pretrained", "best", "steps to goal", "stability",
     "drawdown", "minutes", "steps/s", "s/epoch",
 )  # fmt: skip
-STYLE = """
-body { font: 14px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
-th, td { padding: .25rem .5rem; border-bottom: 1px solid #ddd }
-td { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-td:first-child, th:first-child { text-align: left }
-th { cursor: pointer; background: #f4f4f4 } .better { color: #06732d } .worse { color: #b00020 }
-svg, video { max-width: 100%; height: auto } code { background: #f4f4f4; padding: 0 .2rem } .note { color: #666 }
-"""
-SCRIPT = """
-for (const th of document.querySelectorAll('th')) th.addEventListener('click', () => {
-  const table = th.closest('table'), column = [...th.parentNode.children].indexOf(th);
-  const down = th.dataset.down = th.dataset.down === '1' ? '' : '1';
-  const key = row => { const text = row.children[column].textContent, n = parseFloat(text.replace(/,/g, ''));
-                       return Number.isNaN(n) ? text : n; };
-  const rows = [...table.tBodies[0].rows].sort((a, b) => {
-    const x = key(a), y = key(b), numbers = [x, y].filter(value => typeof value === 'number').length;
-    const order = numbers === 1 ? (typeof x === 'number' ? 1 : -1) : x < y ? -1 : x > y ? 1 : 0;
-    return down ? -order : order; });
-  table.tBodies[0].append(...rows);
-});
-"""
 
 
 @dataclass(frozen=True)
@@ -72,18 +46,25 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Config:
-    """Write the report of a sweep."""
+    """Write the report of a sweep, of a run, or of a quick start."""
 
     log_dir: Annotated[str, tyro.conf.Positional]
-    """folder of the sweep"""
+    """its folder"""
 
 
 def main(config: Config) -> None:
-    """Write the three files of a sweep; UserError where the folder is none of a sweep."""
+    """Write report.html, and for a sweep two files more; UserError for a folder of anything else."""
     log_dir = Path(config.log_dir)
+    if text := run_page.page(log_dir):
+        (log_dir / "report.html").write_text(text)
+        print(f"wrote {log_dir / 'report.html'}")
+        return
     views = [look(record) for record in read_records(log_dir)]
     if not views:
-        raise UserError(f"{log_dir} is not the folder of a sweep: pass the --log-dir of ./sweep_reinflow_parallel.sh")
+        raise UserError(
+            f"{log_dir} is not the folder of a sweep, a run or a quick start: pass the --log-dir of "
+            "./sweep_reinflow_parallel.sh, a run below runs/, or the quick start's --output_dir"
+        )
     summaries = summarise(views)
     goal = common_goal(summaries) if summaries else 0.0
     (log_dir / "report.html").write_text(page(log_dir, views, summaries, goal))
@@ -231,50 +212,32 @@ def page(log_dir: Path, views: list[View], summaries: list[Summary], goal: float
     body.append('<p class="note">Lines are means over seeds, bands reach from the lowest to the highest seed.</p>')
     body.append(failures(log_dir, views))
     body.append(videos(views))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>ReinFlow sweep</title>'
-        f'<link rel="icon" href="data:,"><style>{STYLE}</style></head>'
-        f"<body>{''.join(body)}<script>{SCRIPT}</script></body></html>\n"
-    )
+    return document("ReinFlow sweep", body)
 
 
 def origin(views: list[View]) -> str:
     """Task, commit, versions and the command of the first job that left its config.json."""
-    for view in views:
-        path = Path(view.record.run_dir) / "config.json"
-        if path.exists():
-            config = json.loads(path.read_text())
-            versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
-            commit, started, command = config["git_commit"], config["started"], shlex.join(config["argv"])
-            text = html.escape(f"commit {commit}, started {started}, {versions}")
-            return f"<p>{text}<br><code>{html.escape(command)}</code></p>"
-    return ""
+    found = (described(Path(view.record.run_dir)) for view in views)
+    return next(filter(None, found), "")
 
 
 def html_table(summaries: list[Summary], baseline: Summary | None, goal: float) -> str:
     """A row per configuration, with significant differences to the baseline coloured."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns(summaries))
     rows = []
     for summary in summaries:
         texts = cells(summary, baseline, goal)
         marks = ["" for _ in texts]
         if texts[4].endswith("*"):
             marks[4] = "better" if texts[4].startswith("+") else "worse"
-        rows.append(
-            "".join(f'<td class="{mark}">{html.escape(text)}</td>' for text, mark in zip(texts, marks, strict=True))
-        )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table>"
+        rows.append(list(zip(texts, marks, strict=True)))
+    return table(columns(summaries), rows)
 
 
 def chart(summaries: list[Summary]) -> str:
     """Scores over env steps, mean over seeds with the range between them, as SVG."""
-    import matplotlib
     import numpy as np
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 3.6), layout="constrained")
+    figure, axes = panels(1, (8, 3.6))
     for index, summary in enumerate(summaries):
         end = min(curve.steps[-1] for curve in summary.curves)
         grid = np.linspace(0, end, 60)
@@ -289,11 +252,7 @@ def chart(summaries: list[Summary]) -> str:
         lowest = min(min(curve.scores) for summary in summaries for curve in summary.curves)
         axes.set_ylim(max(lowest - 0.05, 0), 1.02)
     axes.legend(fontsize=8, loc="best")
-    axes.grid(alpha=0.3)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    return svg(figure)
 
 
 def failures(log_dir: Path, views: list[View]) -> str:
@@ -311,13 +270,7 @@ def videos(views: list[View]) -> str:
     parts = []
     for view in views:
         found = sorted((Path(view.record.run_dir) / "videos").glob("*.mp4"))
-        for path in dict.fromkeys(found[:1] + found[-1:]):
-            if path.stat().st_size > MAX_VIDEO_BYTES:
-                parts.append(f"<p>{html.escape(str(path))} is too large to embed.</p>")
-                continue
-            data = base64.b64encode(path.read_bytes()).decode()
-            title = html.escape(f"{view.record.name}: {path.stem}")
-            parts.append(f'<p>{title}<br><video controls src="data:video/mp4;base64,{data}"></video></p>')
+        parts += [video(path, f"{view.record.name}: {path.stem}") for path in dict.fromkeys(found[:1] + found[-1:])]
     return f"<h2>videos</h2>{''.join(parts)}" if parts else ""
 
 

@@ -8,12 +8,14 @@ Shapes use the letters of `docs/algorithm.md`: `b` rows, `n` envs, `r` decisions
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from reinflow.specs import EnvSpec, Headline, ImageSpec, Objective, Seed, StillAction, canonical_obs_mode  # noqa: F401
 
 if TYPE_CHECKING:
     from reinflow.policies.transition import Transition
@@ -23,92 +25,6 @@ Obs = dict[str, Tensor]
 `state` is float (n o s). Image modes add `rgb`, uint8 (n o v y x 3), and `depth`, int16 millimetres (n o v y x 1),
 where 0 and less mean that nothing was hit. `privileged`, float (n o p), is what only a critic may see.
 """
-
-StillAction = tuple[float | None, ...]
-"""Per action dimension what keeps the robot where it is; None where that is the last action again."""
-Seed = int | list[int] | None
-"""Of a reset: one for all envs together, or one per env, whose start state then depends on its own seed alone."""
-
-Headline = Literal["success_once", "return"]
-"""The score by which policies of a task are ranked."""
-
-OBSERVABLE = ("state", "rgb", "depth")
-"""parts of an observation mode, in the order of its name"""
-
-
-def canonical_obs_mode(name: str) -> str:
-    """Parts of OBSERVABLE joined by +, in that order; `rgbd` is rgb+depth. ValueError for any other part."""
-    parts = {"rgb", "depth"} if name == "rgbd" else set(name.split("+"))
-    if unknown := parts - set(OBSERVABLE):
-        raise ValueError(f"an observation mode is made of {', '.join(OBSERVABLE)} joined by +, not {min(unknown)!r}")
-    return "+".join(part for part in OBSERVABLE if part in parts)
-
-
-@dataclass(frozen=True)
-class ImageSpec:
-    """Pictures in an observation; all cameras take them in one size."""
-
-    cameras: tuple[str, ...]
-    height: int
-    """pixels"""
-    width: int
-    """pixels"""
-    rgb: bool
-    depth: bool
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Keys of an observation that hold pictures."""
-        return tuple(name for name in ("rgb", "depth") if getattr(self, name))
-
-    @classmethod
-    def of(cls, cameras: tuple[str, ...], pictures: dict[str, Tensor]) -> ImageSpec:
-        """From one frame's `rgb` and `depth`, (n v y x c) each."""
-        height, width = next(iter(pictures.values())).shape[-3:-1]
-        return cls(cameras, height, width, rgb="rgb" in pictures, depth="depth" in pictures)
-
-
-@dataclass(frozen=True)
-class EnvSpec:
-    """What a policy needs to know of a task, and what a checkpoint stores of it."""
-
-    env_id: str
-    obs_mode: str
-    control_mode: str
-    sim_backend: str
-    reward_mode: str
-    state_dim: int
-    action_low: tuple[float, ...]
-    """per action dimension, in env units"""
-    action_high: tuple[float, ...]
-    max_episode_steps: int
-    """env steps after which an episode is truncated"""
-    image: ImageSpec | None = None
-    """the pictures of an observation, where it has any"""
-    still: StillAction = ()
-    """what pads actions; empty in a checkpoint that is older than it"""
-    headline: Headline = "success_once"
-    """the score of a policy, which older checkpoints don't say"""
-
-    @property
-    def action_dim(self) -> int:
-        """Numbers in one action."""
-        return len(self.action_low)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The return that a stage maximises and that its V predicts."""
-
-    gamma: float
-    """discount per env step"""
-    reward_mode: str
-    terminate_on_success: bool
-
-    def differences(self, other: Objective) -> str:
-        """What is another return in `other`, in words; nothing where V of the one serves the other."""
-        pairs = ((field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
-        return ", ".join(f"{name} {own} instead of {theirs}" for name, own, theirs in pairs if own != theirs)
 
 
 @dataclass

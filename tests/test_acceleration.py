@@ -8,8 +8,10 @@ import warnings
 import pytest
 import torch
 
-from reinflow.algos.ppo import PPO, PPOConfig
-from reinflow.runtime.acceleration import WARMUPS, AccelerationConfig, Replayed, replayed
+from reinflow.algos.config import PPOConfig
+from reinflow.algos.ppo import PPO
+from reinflow.runtime.acceleration import WARMUPS, Replayed, replayed
+from reinflow.runtime.config import AccelerationConfig
 from tests.test_hot_paths import filled, make_agent
 
 

@@ -130,6 +130,12 @@ def test_a_users_mistake_is_one_sentence_and_an_exit_code(capsys, error, code, s
     assert "Traceback" not in captured.err
 
 
+def test_a_script_that_loads_for_long_says_so_before_it_does(capsys):
+    said: list[str] = []
+    run_script(lambda config: said.append(capsys.readouterr().out), Config, loads="torch", argv=[])
+    assert said == ["A script: loading torch\n"]
+
+
 def test_arguments_that_do_not_parse_exit_2():
     for argv in (["--nonsense"], ["--lr", "fast"], ["--preset"]):
         with pytest.raises(SystemExit) as caught:

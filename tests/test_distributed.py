@@ -18,11 +18,10 @@ import pytest
 import torch
 
 from reinflow.agent import ReinFlowAgent
-from reinflow.algos.awr import AdvantageWeightedRegression, AWRConfig
-from reinflow.algos.bc import BCConfig
-from reinflow.algos.critics import CriticConfig
+from reinflow.algos.awr import AdvantageWeightedRegression
+from reinflow.algos.config import AWRConfig, BCConfig, CriticConfig, PPOConfig
 from reinflow.algos.guard import StepGuard
-from reinflow.algos.ppo import PPO, PPOConfig
+from reinflow.algos.ppo import PPO
 from reinflow.algos.reinflow import ReinFlow, rollout_buffer
 from reinflow.data.chunks import ChunkDataset
 from reinflow.data.trajectories import Demos, Trajectory
@@ -30,13 +29,14 @@ from reinflow.envs import EnvConfig, make_env
 from reinflow.envs.toy import toy_demos
 from reinflow.errors import UserError
 from reinflow.policies import PolicySpec, build_policy
+from reinflow.run.config import RunConfig
 from reinflow.run.metrics import to_host
-from reinflow.run.run import Run, RunConfig
+from reinflow.run.run import Run
 from reinflow.runtime import distributed
 from reinflow.runtime.watch import MEETING_PLACE, Watch
 from reinflow.storage.resumable import latest_training
-from reinflow.training.evaluation import EvalConfig
-from reinflow.training.loops import Offline, OfflineConfig, OnPolicy, OnPolicyConfig
+from reinflow.training.config import EvalConfig, OfflineConfig, OnPolicyConfig
+from reinflow.training.loops import Offline, OnPolicy
 from reinflow.training.trainer import Trainer
 from tests.faults.ranks import ROOT, SPEC, TORCHRUN, TRAIN, environment, toy_run, two_processes
 from tests.waiting import HANGS

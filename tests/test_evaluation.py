@@ -18,7 +18,8 @@ from reinflow.envs.maniskill import ManiSkillEnv
 from reinflow.envs.toy import ToyEnv
 from reinflow.envs.workers import WorkerChunkEnv
 from reinflow.envs.wrappers import ActionChunk
-from reinflow.policies import Policy, build_policy
+from reinflow.policies import build_policy
+from reinflow.policies.base import Policy
 from reinflow.policies.spec import PolicyConfig
 from reinflow.training.evaluation import (
     BLOCK,

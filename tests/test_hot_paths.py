@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.memory import held_by_loss
 from reinflow.agent import ReinFlowAgent
-from reinflow.algos.ppo import PPO, PPOConfig
+from reinflow.algos.config import PPOConfig
+from reinflow.algos.ppo import PPO
 from reinflow.algos.rollout import RolloutBuffer
 from reinflow.envs.synthetic import SyntheticEnv
 from reinflow.envs.wrappers import ActionChunk

@@ -14,7 +14,8 @@ from reinflow.flags import with_flags
 from reinflow.policies import build_policy
 from reinflow.storage.checkpoint import Checkpoint, load_checkpoint
 from reinflow.training import keeper as module
-from reinflow.training.evaluation import EvalConfig, standard_error
+from reinflow.training.config import EvalConfig
+from reinflow.training.evaluation import standard_error
 from reinflow.training.ranking import Score, restored
 from tests.test_checkpoint import ENV, SPEC
 

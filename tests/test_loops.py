@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from nets.critic import ValueNetwork
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.actor_critic import View
-from reinflow.algos.ppo import PPOConfig, value_loss
+from reinflow.algos.config import PPOConfig
+from reinflow.algos.ppo import value_loss
 from reinflow.algos.reinflow import ReinFlow
 from reinflow.algos.rollout import RolloutBuffer
 from reinflow.policies import build_policy
+from reinflow.training.config import OnPolicyConfig
 from reinflow.training.health import Diverged
-from reinflow.training.loops import OnPolicy, OnPolicyConfig, OnPolicyState
+from reinflow.training.loops import OnPolicy, OnPolicyState
 from reinflow.training.trainer import Trainer
 from reinflow.types import Chain, ChunkStep, EpisodeStats
 from tests.test_checkpoint import SPEC

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -24,14 +25,15 @@ ROW = {"success_once": 0.5, "success_at_end": 0.25, "return": 1.0}
 def test_every_step_parses_and_continues_from_the_one_before(tmp_path, monkeypatch, capsys, net, env_steps):
     module, configs = script("quickstart"), {}
 
-    def parsed(title: str, command: list[str]) -> None:
+    def parsed(commands: list[str], title: str, command: list[str]) -> None:
         name, *flags = command
         configs[name] = parse(script(name.removesuffix(".py")).Config, flags, presets=PRESETS[name])
         (tmp_path / "quick" / "demos").mkdir(parents=True, exist_ok=True)
 
     monkeypatch.setattr(module, "step", parsed)
-    monkeypatch.setattr(module, "evaluation", lambda run, config: ROW)
-    module.main(module.Config(net=net, output_dir=str(tmp_path / "quick")))
+    monkeypatch.setattr(module, "evaluation", lambda commands, run, config: ROW)
+    monkeypatch.setattr(module, "import_what_all_steps_need", lambda: None)
+    module.main(module.Config(net=net, output_dir=str(tmp_path / "quick"), film=False))
 
     demos, clone, weighted, online = (configs[name] for name in PRESETS)
     assert list(configs) == list(PRESETS)
@@ -42,6 +44,7 @@ def test_every_step_parses_and_continues_from_the_one_before(tmp_path, monkeypat
     assert online.online.total_timesteps == env_steps
     assert capsys.readouterr().out.count("50.0%") == 3
     assert len(json.loads((tmp_path / "quick" / "summary.json").read_text())["results"]) == 3
+    assert (tmp_path / "quick" / "report.html").read_text().count("50.0%") == 3
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):
@@ -50,3 +53,21 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     with pytest.raises(UserError, match="not an earlier quick start"):
         module.main(module.Config(output_dir=str(tmp_path)))
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_step_is_a_process_of_its_own_and_its_exit_code_ends_the_quick_start(tmp_path, monkeypatch):
+    module = script("quickstart")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    seen = tmp_path / "seen"
+    told = f"open({str(seen)!r}, 'w').write(f'{{os.getpid()}} {{sys.argv[1:]}}')"
+    (tmp_path / "fine.py").write_text(f"import os, sys; {told}")
+    (tmp_path / "refused.py").write_text("raise SystemExit(2)")
+    commands: list[str] = []
+    module.step(commands, "Fine", ["fine.py", "--x", "a b"])
+    assert commands == ["python fine.py --x 'a b'"]
+    process, _, words = seen.read_text().partition(" ")
+    assert int(process) != os.getpid()
+    assert words == "['--x', 'a b']"
+    with pytest.raises(SystemExit) as ended:
+        module.step(commands, "Refused", ["refused.py"])
+    assert ended.value.code == 2

@@ -16,9 +16,10 @@ import torch
 
 from reinflow.cli import Flat, parse
 from reinflow.errors import UserError
+from reinflow.run.config import RunConfig
 from reinflow.run.metrics import JsonlSink, MetricsLog, rewind_jsonl, to_host
 from reinflow.run.progress import clock
-from reinflow.run.run import Run, RunConfig, outcome
+from reinflow.run.run import Run, outcome
 from tests.waiting import HANGS
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from reinflow.agent import ReinFlowAgent
-from reinflow.algos.bc import BCConfig, BehaviorCloning
-from reinflow.algos.ppo import PPO, PPOConfig
+from reinflow.algos.bc import BehaviorCloning
+from reinflow.algos.config import BCConfig, PPOConfig
+from reinflow.algos.ppo import PPO
 from reinflow.algos.reinflow import ReinFlow, rollout_buffer
 from reinflow.algos.schedules import NoiseConfig
 from reinflow.data.chunks import ChunkDataset
@@ -17,7 +18,8 @@ from reinflow.data.trajectories import Demos, Trajectory
 from reinflow.envs import EnvConfig, make_env
 from reinflow.envs.toy import toy_demos
 from reinflow.flags import with_flags
-from reinflow.policies import Policy, PolicySpec, build_policy
+from reinflow.policies import PolicySpec, build_policy
+from reinflow.policies.base import Policy
 from reinflow.training.evaluation import evaluate
 from reinflow.training.rollouts import collect
 from reinflow.types import ChunkEnv

@@ -18,7 +18,8 @@ from reinflow.algos.advantages import return_scale
 from reinflow.algos.schedules import NoiseConfig
 from reinflow.policies.base import Policy
 from reinflow.policies.chain import denoise, draws, scored_dims
-from reinflow.runtime.acceleration import AccelerationConfig, replayed
+from reinflow.runtime.acceleration import replayed
+from reinflow.runtime.config import AccelerationConfig
 from reinflow.types import Chain, Obs, Stochastic
 
 

@@ -6,7 +6,6 @@ depend on the reward's scale, nor a weight on how far V is behind Q; weights are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,20 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reinflow.algos.advantages import normalized
-from reinflow.algos.bc import BCConfig, BehaviorCloning
-from reinflow.algos.critics import CriticConfig, Critics
+from reinflow.algos.bc import BehaviorCloning
+from reinflow.algos.config import AWRConfig, BCConfig, CriticConfig
+from reinflow.algos.critics import Critics
 from reinflow.policies.base import Policy
 from reinflow.runtime import distributed
-
-
-@dataclass(frozen=True)
-class AWRConfig:
-    """How strongly the advantage weights the regression."""
-
-    beta: float = 3.0
-    """inverse temperature, per std of the advantage; 0 is behaviour cloning, 10 nearly picks the better rows"""
-    weight_clip: float = 20.0
-    """largest weight before the weights are divided by their mean; an average advantage weighs 1"""
 
 
 def advantage_weights(advantage: Float[Tensor, "b"], beta: float, weight_clip: float) -> Float[Tensor, "b"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,39 +11,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from nets.vision import random_shift
-from reinflow.algos.dispersive import Dispersed, DispersiveConfig
+from reinflow.algos.config import BCConfig
+from reinflow.algos.dispersive import Dispersed
 from reinflow.algos.guard import StepGuard
 from reinflow.errors import UserError
-from reinflow.flags import Flat
 from reinflow.policies.base import Policy
 from reinflow.policies.ema import EMA
 from reinflow.runtime import distributed
 from reinflow.types import Obs, Regressable
-
-
-@dataclass(frozen=True)
-class BCConfig:
-    """Optimisation of a cloned policy."""
-
-    lr: float = 1e-4
-    """peak learning rate"""
-    lr_warmup: int = 500
-    """iterations until the peak, at most a tenth of the run"""
-    weight_decay: float = 1e-6
-    """AdamW's decay"""
-    max_grad_norm: float = 1.0
-    """gradient norm limit"""
-    ema_decay: float = 0.999
-    """decay of the moving average of the weights"""
-    use_ema_teacher: bool = True
-    """shortcut bootstrap targets come from the moving average instead of the weights themselves"""
-    draws: int = 1
-    """noises and times drawn per row: several for one encoding, where encoding pictures costs more than the flow"""
-    bf16: bool = False
-    """evaluate encoder and network in bfloat16; weights and the loss itself stay float32"""
-    random_shift: int = 4
-    """pixels by which the pictures of a row are moved at random; 0 is off"""
-    dispersion: Flat[DispersiveConfig] = field(default_factory=DispersiveConfig)
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> LRScheduler:

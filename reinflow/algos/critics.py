@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,30 +17,9 @@ from torch.nn import functional as F
 
 from nets.critic import QEnsemble, ValueNetwork
 from reinflow.algos.advantages import return_scale
+from reinflow.algos.config import CriticConfig
 from reinflow.algos.guard import StepGuard
 from reinflow.runtime import distributed
-
-
-@dataclass(frozen=True)
-class CriticConfig:
-    """Q and V of an offline algorithm."""
-
-    gamma: float = 0.97
-    """discount per env step; Stage 3 must use the same to start from this V"""
-    tau: float = 0.005
-    """step of the target Qs towards the Qs, per iteration"""
-    num_qs: int = 10
-    """members of the Q ensemble"""
-    num_min_qs: int = 2
-    """random target members whose minimum is bootstrapped"""
-    expectile: float = 0.7
-    """V is this expectile of Q; 0.5 is the mean"""
-    lr_critic: float = 3e-4
-    """learning rate of Q and V"""
-    reward_scale: float = 1.0
-    """multiplies rewards while Q and V train; the V that is saved predicts unscaled returns"""
-    q_hidden_dim: int = 256
-    """width of the Qs"""
 
 
 def td_target(

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -20,31 +19,9 @@ from torch.nn import functional as F
 
 from nets.taps import blocks_at, tapped
 from nets.velocity import VelocityNet
-from reinflow.errors import UserError
+from reinflow.algos.config import DispersiveConfig
 from reinflow.policies.base import Policy
 from reinflow.types import Regressable
-
-
-@dataclass(frozen=True)
-class DispersiveConfig:
-    """Dispersion of hidden features while a policy is cloned or weighted."""
-
-    dispersive: Literal["none", "infonce_l2", "infonce_cosine", "hinge", "covariance"] = "none"
-    """what pushes the features of a batch apart"""
-    dispersive_weight: float = 0.5
-    """weight beside the family's own loss"""
-    dispersive_temperature: float = 0.5
-    """temperature of the two InfoNCE losses"""
-    dispersive_margin: float = 1.0
-    """squared distance per feature from which `hinge` pushes no more"""
-    dispersive_layer: Literal["early", "mid", "late", "all"] = "mid"
-    """hidden layer of the network: its first, middle or last block, or the mean over all of them"""
-
-    def __post_init__(self) -> None:
-        if self.dispersive_weight < 0:
-            raise UserError(f"--dispersive_weight {self.dispersive_weight} must not be negative: it would contract")
-        if min(self.dispersive_temperature, self.dispersive_margin) <= 0:
-            raise UserError("--dispersive_temperature and --dispersive_margin must be positive")
 
 
 class Dispersed:

@@ -7,9 +7,8 @@ joint nats, and the critic has an optimiser of its own, so that warm-up leaves t
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, fields
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,80 +17,18 @@ from torch import Tensor, nn
 from nets.critic import PrivilegedValueNetwork
 from reinflow.algos.actor_critic import ActorCritic
 from reinflow.algos.advantages import explained_variance, mean_over, normalized
+from reinflow.algos.config import PPOConfig
 from reinflow.algos.guard import StepGuard
 from reinflow.algos.rollout import RolloutBuffer, Rows
 from reinflow.policies.chain import chain_entropy, chain_log_prob, chain_moments, joint_kl
 from reinflow.runtime import distributed, interrupts
-from reinflow.runtime.acceleration import AccelerationConfig, replayed
+from reinflow.runtime.acceleration import replayed
+from reinflow.runtime.config import AccelerationConfig
 from reinflow.runtime.trees import mapped
-from reinflow.types import Objective
 
 ALPHA = {"sum": 0.0, "sqrt": 0.5, "mean": 1.0}
 MAX_LOG_RATIO = 20.0
 """guard against overflow of exp alone; far outside of any clip range"""
-
-
-@dataclass(frozen=True)
-class PPOFlags:
-    """Proximal policy optimisation; what is None comes from the checkpoint or has the default named here."""
-
-    gamma: float | None = None
-    """discount per env step; default is that of the checkpoint's V, else 0.97"""
-    gae_lambda: float = 0.9
-    """decay of the advantage estimate per decision"""
-    ppo_epochs: int = 4
-    """passes over each rollout"""
-    minibatch_size: int = 512
-    """decisions per gradient step"""
-    micro_batch_size: int | None = None
-    """decisions evaluated at a time: less memory, the same gradient; None takes a minibatch at once"""
-    lr: float = 8e-5
-    """learning rate of the velocity network"""
-    lr_noise: float = 3e-5
-    """learning rate of the exploration noise"""
-    lr_critic: float = 1e-3
-    """learning rate of the value network"""
-    clip_ratio: float = 0.15
-    """clip range of the scaled ratio"""
-    logprob_reduction: Literal["sum", "sqrt", "mean"] = "sqrt"
-    """the log-ratio of D scored Gaussians is divided by 1, sqrt(D) or D"""
-    scored: Literal["feeds", "executed", "all"] = "feeds"
-    """numbers in the log-probability: `feeds` all that reach the env, directly or through the network"""
-    count_initial_noise: bool = False
-    """count x_0's dimensions, whose density cancels, in the D of `logprob_reduction`"""
-    normalize_advantages: bool = True
-    """zero mean and unit std over each rollout"""
-    entropy_coef: float = 0.0
-    """weight of the noise's entropy per scored dimension"""
-    value_coef: float = 0.5
-    """weight of the value loss"""
-    max_grad_norm: float = 1.0
-    """gradient norm limit, of actor and critic apart"""
-    target_kl: float | None = None
-    """the actor skips an update's remaining epochs once an epoch's mean KL, in joint nats, exceeds this; None is off"""
-    critic_warmup_steps: int = 6_000
-    """env steps that train the critic alone, rounded up to whole iterations"""
-    online_random_shift: int = 0
-    """pixels by which the pictures of a decision may be moved before the policy sees them; 0 is off"""
-
-    def completed(self, objective: Objective | None = None) -> PPOConfig:
-        """With the discount of `objective` where none is set."""
-        values = {one.name: getattr(self, one.name) for one in fields(PPOFlags)}
-        if self.gamma is None:
-            values["gamma"] = objective.gamma if objective else PPOConfig.gamma
-        return PPOConfig(**values)
-
-
-@dataclass(frozen=True)
-class PPOConfig(PPOFlags):
-    """Proximal policy optimisation, with nothing left to decide."""
-
-    gamma: float = 0.97
-    """discount per env step"""
-
-    def warms_critic_up(self, env_steps: int) -> bool:
-        """Whether an iteration that starts after `env_steps` trains the critic alone."""
-        return env_steps < self.critic_warmup_steps
 
 
 def scaled_log_ratio(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from reinflow.algos.actor_critic import ActorCritic, View
-from reinflow.algos.ppo import PPO, PPOConfig
+from reinflow.algos.config import PPOConfig
+from reinflow.algos.ppo import PPO
 from reinflow.algos.rollout import RolloutBuffer
 from reinflow.policies.base import Policy
 from reinflow.types import Chain, ChunkStep, Decision, Obs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def open_demos(config: DemoConfig, env: Any, need_rewards: bool = False, reward_
         control_mode=env.control_mode,
         obs_mode=env.obs_mode,
         need_rewards=need_rewards and not sparse,
+        env_kwargs=env.arguments.kwargs,
     )
     if need_rewards:
         (reward_successes_ if sparse else refuse_other_rewards)(demos, path, reward_mode)
@@ -86,6 +88,7 @@ def load_demos(
     control_mode: str | None = None,
     obs_mode: str = "state",
     need_rewards: bool = False,
+    env_kwargs: dict[str, Any] | None = None,
 ) -> Demos:
     """Read and validate, in whatever format; what is None is not compared. UserError names what is wrong and the fix.
 
@@ -100,6 +103,8 @@ def load_demos(
     reader = format_of(path)
     about = reader.describe(path)
     refuse_another(about, path, {"env_id": env_id, "control_mode": control_mode, "obs_mode": obs_mode})
+    if env_kwargs is not None:
+        compare_arguments(about.env_kwargs, env_kwargs, path)
     trajectories = reader.read(path, num_demos, pictures=obs_mode != "state")
     for trajectory in trajectories:
         if need_rewards and trajectory.rewards is None:
@@ -128,6 +133,25 @@ def refuse_another(about: Recording, path: Path, wanted: dict[str, str | None]) 
         if name == "obs_mode":
             fix += f", or see them again with collect_demos.py --render_from {path} --obs_mode {value}"
         raise UserError(f"{path} was recorded with {name} {found}, not {value}: {fix}")
+
+
+def compare_arguments(recorded: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    """UserError where a task was recorded with another argument; a warning where only one side says something."""
+    for name in dict.fromkeys((*recorded, *wanted)):
+        if name == "sensor_configs":  # pictures say themselves what they are
+            continue
+        if name not in recorded:
+            print(
+                f"warning: {path} does not say that it was recorded with {name} {json.dumps(wanted[name])}", flush=True
+            )
+        elif name not in wanted:
+            given = json.dumps({name: recorded[name]})
+            print(f"warning: {path} was recorded with {name}: pass --env_kwargs '{given}' for the same", flush=True)
+        elif recorded[name] != wanted[name]:
+            raise UserError(
+                f"{path} was recorded with {name} {json.dumps(recorded[name])}, not {json.dumps(wanted[name])}: "
+                "pass that, or collect other demos"
+            )
 
 
 def refuse_mixed(trajectories: list[Trajectory], path: Path) -> None:

@@ -11,24 +11,20 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from reinflow.envs.builds import Builds
 from reinflow.envs.config import CompleteEnvConfig, EnvConfig
-from reinflow.envs.maniskill_suite import ManiSkillSuite
-from reinflow.envs.seeding import Builds
 from reinflow.envs.suite import SUITES, EnvSuite, Setup, Wishes, made, suite_of
-from reinflow.envs.synthetic import SyntheticSuite
-from reinflow.envs.toy import ToySuite
-from reinflow.registry import Entry
-from reinflow.runtime import distributed
-from reinflow.types import BatchedEnv, ChunkEnv, Seed
+from reinflow.registry import Entry, later
 
 if TYPE_CHECKING:
-    from reinflow.envs.recorder import Recorder
+    import torch
 
-SUITES.add("maniskill", Entry(ManiSkillSuite))
-SUITES.add("toy", Entry(ToySuite))
-SUITES.add("synthetic", Entry(SyntheticSuite))
+    from reinflow.envs.recorder import Recorder
+    from reinflow.types import BatchedEnv, ChunkEnv
+
+SUITES.add("maniskill", Entry(later("reinflow.envs.maniskill_suite:ManiSkillSuite")))
+SUITES.add("toy", Entry(later("reinflow.envs.toy:ToySuite")))
+SUITES.add("synthetic", Entry(later("reinflow.envs.synthetic:SyntheticSuite")))
 
 
 def make_env(
@@ -47,6 +43,8 @@ def make_env(
     `builds` is the geometry of tasks that draw it; `privileged` adds the full state to the observations of tasks that
     have one. UserError says what is wrong.
     """
+    import torch
+
     device = torch.device(device)
     chunk = {"act_horizon": act_horizon, "obs_horizon": obs_horizon, "gamma": gamma}
     wishes = Wishes(device, builds or Builds(), privileged)
@@ -64,6 +62,8 @@ def make_filmed_env(
     config: CompleteEnvConfig, num_envs: int, act_horizon: int, obs_horizon: int, device: torch.device | str = "cpu"
 ) -> tuple[ChunkEnv, Recorder]:
     """Envs of this process and the recorder that films them. UserError where there is nothing to film with."""
+    import torch
+
     from reinflow.envs.recorder import Recorder
 
     wishes = Wishes(torch.device(device), filmed=True)
@@ -83,6 +83,8 @@ def num_workers(setup: Setup) -> int:
     """Simulator processes; 0 simulates in this one."""
     if not setup.spread:
         return 0
+    from reinflow.runtime import distributed
+
     cores = max((os.cpu_count() or 1) // distributed.processes_here(), 1)
     return cores if setup.config.num_workers is None else setup.config.num_workers
 
@@ -104,46 +106,10 @@ def chunked(env: BatchedEnv, act_horizon: int, obs_horizon: int, gamma: float, r
 
 
 def on_device(env: ChunkEnv, device: torch.device) -> ChunkEnv:
-    return env if env.device.type == device.type else OnDevice(env, device)
+    """The env itself, or what hands its tensors to a learner elsewhere."""
+    from reinflow.envs.elsewhere import OnDevice, same
 
-
-class OnDevice:
-    """A `ChunkEnv` whose tensors a learner on another device sees as its own."""
-
-    def __init__(self, env: ChunkEnv, device: torch.device):
-        self.env = env
-        self.device = device
-        self.num_envs = env.num_envs
-        self.spec = env.spec
-        self.obs_horizon = env.obs_horizon
-
-    def reset(self, seed: Seed = None):
-        return moved(self.env.reset(seed=seed), self.device)
-
-    def rebuild(self, seeds: list[int]) -> None:
-        self.env.rebuild(seeds)
-
-    def step_chunk(self, actions: torch.Tensor):
-        return moved(self.env.step_chunk(actions.to(self.env.device)), self.device)
-
-    def state(self):
-        return self.env.state()
-
-    def restore(self, state):
-        obs = self.env.restore(state)
-        return None if obs is None else moved(obs, self.device)
-
-    def close(self) -> None:
-        self.env.close()
-
-
-def moved(value, device: torch.device):
-    """A tensor, or a dict or dataclass of tensors, on `device`."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {name: moved(inner, device) for name, inner in value.items()}
-    return type(value)(**{name: moved(inner, device) for name, inner in vars(value).items()})
+    return env if same(env.device, device) else OnDevice(env, device)
 
 
 __all__ = ["Builds", "EnvConfig", "make_env"]

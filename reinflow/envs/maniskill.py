@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from reinflow.envs.builds import Builds
 from reinflow.envs.cameras import (
     FILM_SIZE,
     Shutter,
@@ -26,7 +27,7 @@ from reinflow.envs.cameras import (
     render_device,
 )
 from reinflow.envs.config import CompleteEnvConfig
-from reinflow.envs.seeding import Builds, batch_seed, one_by_one
+from reinflow.envs.seeding import batch_seed, one_by_one
 from reinflow.envs.still import still_action
 from reinflow.errors import UserError
 from reinflow.runtime.rng import numpy_state, set_numpy_state_
@@ -82,7 +83,7 @@ class ManiSkillEnv:
             env_id=config.env_id,
             obs_mode=config.obs_mode,
             control_mode=config.control_mode,
-            sim_backend=backend,
+            sim_backend=backend.partition(":")[0],
             reward_mode=config.reward_mode,
             state_dim=frame["state"].shape[-1],
             action_low=tuple(space.low.tolist()),
@@ -294,6 +295,7 @@ def task_spec(env_id: str) -> Any:
     if env_id not in REGISTERED_ENVS:
         near = difflib.get_close_matches(env_id, REGISTERED_ENVS, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see ManiSkill's task list, e.g. PickCube-v1"
+        hint += ", or name the module that registers your own with --env_module"
         raise UserError(f"--env_id {env_id} is not a registered task: {hint}")
     return REGISTERED_ENVS[env_id]
 
@@ -364,6 +366,7 @@ def make(
                 sim_backend=sim_backend,
                 render_backend=render_device(rendered),
                 **options,
+                **config.arguments.kwargs,
                 max_episode_steps=NO_LIMIT,
             )
     except (EOFError, FileNotFoundError):
@@ -373,6 +376,10 @@ def make(
         ) from None
     except (KeyError, AssertionError, NotImplementedError) as error:
         raise explained(error, config) from error
+    except TypeError as error:
+        if not config.arguments.kwargs or "unexpected keyword" not in str(error):
+            raise
+        raise UserError(f"{config.env_id} does not take --env_kwargs {config.arguments.env_kwargs}: {error}") from error
     forget_contacts_at_reset(env.unwrapped)
     if backend == "physx_cpu":
         forget_episode_at_reset(env.unwrapped)

@@ -22,14 +22,14 @@ class ManiSkillSuite(EnvSuite):
     def task(self, env_id: str) -> Task:
         """The same for all tasks: the default control mode, cameras for people, and a full state to show."""
         control_mode = DEFAULTS["control_mode"]
-        return Task(control_mode, reward_modes=None, cameras=None, filmed=True, privileged=True)
+        return Task(control_mode, reward_modes=None, cameras=None, filmed=True, privileged=True, takes_kwargs=True)
 
     def setup(self, config: CompleteEnvConfig) -> Setup:
         """The simulator for this machine and task; one on the GPU stays in a single process."""
         backend = choose_backend(config)
         return Setup(
-            replace(config, sim_backend=backend),  # type: ignore[arg-type]
-            spread=backend != "physx_cuda",
+            replace(config, sim_backend=backend),
+            spread=not backend.startswith("physx_cuda"),
             rebuilt=backend != "physx_cpu",  # stock single envs build their scenes anew by themselves
         )
 
@@ -60,11 +60,8 @@ def choose_backend(config: CompleteEnvConfig) -> str:
     backend: str = config.sim_backend
     if backend == "auto":
         backend = "physx_cuda" if torch.cuda.is_available() else cpu_batch.BACKEND
-    if backend == "physx_cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "--sim_backend physx_cuda needs a CUDA GPU and none is visible: use --sim_backend physx_cpu_batched, "
-            "or check nvidia-smi and CUDA_VISIBLE_DEVICES"
-        )
+    if backend.startswith("physx_cuda"):
+        refuse_missing_gpu(backend)
     if config.env_id in NEEDS_RENDERER and not render_device_available():
         raise UserError(
             f"--env_id {config.env_id} reads render shapes and no Vulkan driver was found: choose another task, "
@@ -73,4 +70,21 @@ def choose_backend(config: CompleteEnvConfig) -> str:
     if backend == cpu_batch.BACKEND and (reason := cpu_batch.unsupported_reason(config.env_id)):
         print(f"{reason}; using stock physx_cpu envs, which are several times slower")
         return "physx_cpu"
+    if backend == cpu_batch.BACKEND and config.arguments.env_module:
+        from reinflow.envs.cpu_batch.trial import what_fails
+
+        if reason := what_fails(config):
+            print(f"{config.env_id} {reason}; using stock physx_cpu envs, which are several times slower")
+            return "physx_cpu"
     return backend
+
+
+def refuse_missing_gpu(backend: str) -> None:
+    """UserError where the GPU of `physx_cuda` or `physx_cuda:1` isn't there."""
+    index = int(backend.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
+        there = f"only {torch.cuda.device_count()} are" if torch.cuda.is_available() else "none is"
+        raise UserError(
+            f"--sim_backend {backend} needs a CUDA GPU and {there} visible: use --sim_backend physx_cpu_batched, "
+            "or check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        )

@@ -15,15 +15,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
-from reinflow.envs.seeding import Builds
+from reinflow.envs.arguments import register
+from reinflow.envs.builds import Builds
 from reinflow.errors import UserError
 from reinflow.registry import Registry
-from reinflow.types import BatchedEnv, Headline
+from reinflow.specs import Headline
 
 if TYPE_CHECKING:
+    import torch
+
     from reinflow.envs.config import CompleteEnvConfig
+    from reinflow.types import BatchedEnv
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,22 @@ class Task:
     """whether there is a camera for people"""
     privileged: bool = False
     """whether its full state can be seen beside the observations"""
+    takes_kwargs: bool = False
+    """whether its envs take the arguments of `--env_kwargs`"""
+
+
+def cpu() -> torch.device:
+    """Where a learner is unless something else is said."""
+    import torch
+
+    return torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Wishes:
     """What is asked of envs beside their task."""
 
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = field(default_factory=cpu)
     """where the learner is; a simulator may stay elsewhere"""
     builds: Builds = field(default_factory=Builds)
     """geometry, in tasks that draw it"""
@@ -118,9 +129,15 @@ def task_of(env_id: str) -> Task:
 
 
 def made(suite: EnvSuite, config: CompleteEnvConfig, num_envs: int, wishes: Wishes) -> BatchedEnv:
-    """Envs whose spec, and with it every checkpoint, knows what the task is ranked by."""
+    """Envs whose spec, and with it every checkpoint, knows what the task is ranked by and who registers it."""
+    register(config.arguments.env_module)
     env = suite.make(config, num_envs, wishes)
-    env.spec = replace(env.spec, headline=suite.task(config.env_id).headline)
+    env.spec = replace(
+        env.spec,
+        headline=suite.task(config.env_id).headline,
+        env_module=config.arguments.env_module,
+        env_kwargs=config.arguments.kwargs,
+    )
     return env
 
 
@@ -129,6 +146,8 @@ def refuse_what_a_task_lacks(task: Task, config: CompleteEnvConfig, wishes: Wish
     if task.reward_modes is not None and config.reward_mode not in task.reward_modes:
         modes = " or ".join(task.reward_modes)
         raise UserError(f"{config.env_id} does not take --reward_mode {config.reward_mode}: use {modes}")
+    if not task.takes_kwargs and config.arguments.kwargs:
+        raise UserError(f"{config.env_id} takes no arguments: leave out {', '.join(config.arguments.kwargs)}")
     if task.cameras == () and config.obs_mode != "state":
         raise UserError(f"{config.env_id} has no pictures: use --obs_mode state instead of {config.obs_mode}")
     if wishes.filmed and not task.filmed:

@@ -13,12 +13,16 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from multiprocessing.reduction import ForkingPickler
 from multiprocessing.util import Finalize
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -165,7 +169,8 @@ class WorkerChunkEnv:
         context = multiprocessing.get_context("spawn")
         mine, theirs = context.Pipe()
         process = context.Process(target=serve, args=(theirs, self._make, share, first, index), daemon=True)
-        process.start()
+        with apart_from_the_script(self._make):
+            process.start()
         theirs.close()
         return process, mine
 
@@ -265,9 +270,34 @@ class WorkerChunkEnv:
     def _died(self, index: int) -> WorkerError:
         process = self._workers[index].process
         process.join(timeout=1)
-        return WorkerError(
-            f"simulator worker {index} died (exit code {process.exitcode}); -9 is out of memory: lower --num_envs"
-        )
+        return WorkerError(f"simulator worker {index} died ({cause_of_death(process.exitcode)})")
+
+
+def cause_of_death(code: int | None) -> str:
+    """What an exit code says, and what may be done about it."""
+    if code == -signal.SIGKILL:
+        return "killed from outside, most often for memory: lower --num_envs"
+    if code is not None and code < 0:
+        return f"by {signal.Signals(-code).name}: a crash of the simulator or of a library"
+    return f"exit code {code}: its own error stands above; --num_workers 0 simulates without processes"
+
+
+@contextmanager
+def apart_from_the_script(make: EnvMaker) -> Iterator[None]:
+    """Keep a new process from importing the script that starts it, unless `make` holds something of that script.
+
+    Python imports it there by default, which fails for one that came from standard input, and for one without an
+    `if __name__ == "__main__"` starts everything anew.
+    """
+    if b"__main__" in bytes(ForkingPickler.dumps(make)):
+        yield
+        return
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def end(worker: Worker) -> None:

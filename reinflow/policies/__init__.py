@@ -1,49 +1,51 @@
-"""Policy families by name, and what makes one of them stochastic."""
+"""Policy families by name, and what makes one of them stochastic.
+
+Their classes are imported when one is built: a command line needs their options alone, and no torch.
+"""
 
 from __future__ import annotations
 
-from nets.dit import DiTConfig
-from nets.preact import PreactMLPConfig
-from nets.transformer import TransformerConfig
-from nets.vision import PlainConv, ResNet18
-from nets.vit import ViT
-from reinflow.policies.backbones import MLPConfig, UNetConfig, dit, mlp, preact, transformer, unet
-from reinflow.policies.base import Policy
-from reinflow.policies.consistency import Consistency, ConsistencyConfig
-from reinflow.policies.ddpm import DDPM, DDPMConfig
-from reinflow.policies.flow import FlowConfig, FlowPolicy
-from reinflow.policies.gaussian import Gaussian
-from reinflow.policies.gmm import GMM, GMMConfig
-from reinflow.policies.improved_meanflow import ImprovedMeanFlow
-from reinflow.policies.meanflow import MeanFlow, MeanFlowConfig
-from reinflow.policies.mip import MIP, MIPConfig
-from reinflow.policies.noisy import NoisyFlow
+from typing import TYPE_CHECKING
+
+from nets.config import DiTConfig, PreactMLPConfig, TransformerConfig
+from reinflow.policies.options import (
+    ConsistencyConfig,
+    DDPMConfig,
+    FlowConfig,
+    GMMConfig,
+    MeanFlowConfig,
+    MIPConfig,
+    MLPConfig,
+    ShortcutConfig,
+    UNetConfig,
+)
 from reinflow.policies.parts import ENCODERS, FAMILIES, NETS, FamilyWithoutNoise, NoiseNetConfig, PartConfig
-from reinflow.policies.reflow import ReFlow
-from reinflow.policies.shortcut import Shortcut, ShortcutConfig
 from reinflow.policies.spec import PolicyConfig, PolicySpec, executed_slice
-from reinflow.registry import Entry
-from reinflow.types import Stochastic
+from reinflow.registry import Entry, later
 
-FAMILIES.add("shortcut", Entry(Shortcut, ShortcutConfig))
-FAMILIES.add("reflow", Entry(ReFlow, FlowConfig))
-FAMILIES.add("meanflow", Entry(MeanFlow, MeanFlowConfig))
-FAMILIES.add("improved_meanflow", Entry(ImprovedMeanFlow, MeanFlowConfig))
-FAMILIES.add("consistency", Entry(Consistency, ConsistencyConfig))
-FAMILIES.add("ddpm", Entry(DDPM, DDPMConfig))
-FAMILIES.add("gaussian", Entry(Gaussian, FamilyWithoutNoise))
-FAMILIES.add("gmm", Entry(GMM, GMMConfig))
-FAMILIES.add("mip", Entry(MIP, MIPConfig))
+if TYPE_CHECKING:
+    from reinflow.policies.base import Policy
+    from reinflow.types import Stochastic
 
-NETS.add("unet", Entry(unet, UNetConfig))
-NETS.add("mlp", Entry(mlp, MLPConfig))
-NETS.add("preact", Entry(preact, PreactMLPConfig))
-NETS.add("transformer", Entry(transformer, TransformerConfig))
-NETS.add("dit", Entry(dit, DiTConfig))
+FAMILIES.add("shortcut", Entry(later("reinflow.policies.shortcut:Shortcut"), ShortcutConfig))
+FAMILIES.add("reflow", Entry(later("reinflow.policies.reflow:ReFlow"), FlowConfig))
+FAMILIES.add("meanflow", Entry(later("reinflow.policies.meanflow:MeanFlow"), MeanFlowConfig))
+FAMILIES.add("improved_meanflow", Entry(later("reinflow.policies.improved_meanflow:ImprovedMeanFlow"), MeanFlowConfig))
+FAMILIES.add("consistency", Entry(later("reinflow.policies.consistency:Consistency"), ConsistencyConfig))
+FAMILIES.add("ddpm", Entry(later("reinflow.policies.ddpm:DDPM"), DDPMConfig))
+FAMILIES.add("gaussian", Entry(later("reinflow.policies.gaussian:Gaussian"), FamilyWithoutNoise))
+FAMILIES.add("gmm", Entry(later("reinflow.policies.gmm:GMM"), GMMConfig))
+FAMILIES.add("mip", Entry(later("reinflow.policies.mip:MIP"), MIPConfig))
 
-ENCODERS.add("plain_conv", Entry(PlainConv, PartConfig))
-ENCODERS.add("resnet18", Entry(ResNet18, PartConfig))
-ENCODERS.add("vit", Entry(ViT, PartConfig))
+NETS.add("unet", Entry(later("reinflow.policies.backbones:unet"), UNetConfig))
+NETS.add("mlp", Entry(later("reinflow.policies.backbones:mlp"), MLPConfig))
+NETS.add("preact", Entry(later("reinflow.policies.backbones:preact"), PreactMLPConfig))
+NETS.add("transformer", Entry(later("reinflow.policies.backbones:transformer"), TransformerConfig))
+NETS.add("dit", Entry(later("reinflow.policies.backbones:dit"), DiTConfig))
+
+ENCODERS.add("plain_conv", Entry(later("nets.vision:PlainConv"), PartConfig))
+ENCODERS.add("resnet18", Entry(later("nets.vision:ResNet18"), PartConfig))
+ENCODERS.add("vit", Entry(later("nets.vit:ViT"), PartConfig))
 
 
 def build_policy(spec: PolicySpec) -> Policy:
@@ -57,7 +59,6 @@ def make_stochastic(policy: Policy, num_steps: int, config: NoiseNetConfig | Non
 
 
 __all__ = [
-    "ENCODERS", "FAMILIES", "NETS", "FlowPolicy", "Gaussian", "NoiseNetConfig", "NoisyFlow", "PartConfig", "Policy",
-    "PolicyConfig", "PolicySpec", "ReFlow", "Shortcut", "ShortcutConfig", "build_policy", "executed_slice",
-    "make_stochastic",
+    "ENCODERS", "FAMILIES", "NETS", "NoiseNetConfig", "PartConfig", "PolicyConfig", "PolicySpec", "build_policy",
+    "executed_slice", "make_stochastic",
 ]  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from nets.dit import CrossAttentionDiT
 from nets.mlp import ShortCutVelocityMLP
 from nets.preact import PreactVelocityMLP
@@ -11,63 +9,8 @@ from nets.tokens import CondLayout, Part
 from nets.transformer import VelocityTransformer
 from nets.unet1d import ShortCutVelocityUNet1D
 from reinflow.errors import UserError
-from reinflow.policies.parts import PartConfig
+from reinflow.policies.options import MLPConfig, UNetConfig
 from reinflow.policies.spec import PolicySpec
-
-
-@dataclass(frozen=True)
-class TimedConfig(PartConfig):
-    """What all networks of a flow have."""
-
-    diffusion_step_embed_dim: int = 64
-    """width of the embedding of flow time and step size"""
-
-    def __post_init__(self) -> None:
-        if self.diffusion_step_embed_dim < 4 or self.diffusion_step_embed_dim % 2:
-            raise UserError(
-                f"--diffusion_step_embed_dim {self.diffusion_step_embed_dim} must be an even number of at least 4"
-            )
-
-
-@dataclass(frozen=True)
-class UNetConfig(TimedConfig):
-    """ShortCutVelocityUNet1D, the network of the guide."""
-
-    unet_dims: tuple[int, ...] = (64, 128, 256)
-    """UNet channels per level; pred_horizon must be a multiple of 2 ** (levels - 1)"""
-    n_groups: int = 8
-    """GroupNorm groups of the UNet"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.unet_dims or min(self.n_groups, *self.unet_dims) < 1:
-            raise UserError("--n_groups and every one of --unet_dims must be at least 1")
-        if any(width % self.n_groups for width in self.unet_dims):
-            raise UserError(f"each of --unet_dims {self.unet_dims} must be a multiple of --n_groups {self.n_groups}")
-
-    def check(self, spec: PolicySpec) -> None:
-        """UserError where the chunk's length can't be halved from level to level."""
-        factor = 2 ** (len(self.unet_dims) - 1)
-        if spec.pred_horizon % factor:
-            raise UserError(
-                f"--pred_horizon {spec.pred_horizon} must be a multiple of {factor} for a UNet of "
-                f"{len(self.unet_dims)} levels: change it or --unet_dims, or pass --net mlp"
-            )
-
-
-@dataclass(frozen=True)
-class MLPConfig(TimedConfig):
-    """A residual MLP over the flattened chunk, the fast choice for state observations."""
-
-    mlp_hidden_dim: int = 256
-    """width of the MLP"""
-    mlp_depth: int = 3
-    """residual layers of the MLP"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.mlp_hidden_dim, self.mlp_depth) < 1:
-            raise UserError("--mlp_hidden_dim and --mlp_depth must be at least 1")
 
 
 def unet(spec: PolicySpec) -> ShortCutVelocityUNet1D:

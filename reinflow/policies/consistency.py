@@ -15,7 +15,6 @@ exploration puts new noise back.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -24,26 +23,12 @@ from torch import Tensor, nn
 
 from reinflow.errors import UserError
 from reinflow.policies.base import Policy
-from reinflow.policies.flow import FlowConfig, FlowPolicy
+from reinflow.policies.flow import FlowPolicy
 from reinflow.policies.noisy import NoisyFlow
+from reinflow.policies.options import ConsistencyConfig
 from reinflow.policies.parts import NETS, NoiseNetConfig
 from reinflow.policies.spec import PolicySpec
 from reinflow.policies.times import interpolate, time_grid
-
-
-@dataclass(frozen=True)
-class ConsistencyConfig(FlowConfig):
-    """Training of a consistency policy."""
-
-    teacher_path: str | None = None
-    """checkpoint of a ReFlow of the same network to distil, a file or a run directory; None learns from the
-    demonstrations' own velocities. Later stages have it in the checkpoint"""
-    consistency_steps: int = 20
-    """N: neighbours on a path are 1/N apart; more are closer to the path, and learn slower from its end"""
-
-    def __post_init__(self) -> None:
-        if self.consistency_steps < 1:
-            raise UserError(f"--consistency_steps {self.consistency_steps} must be at least 1")
 
 
 class Consistency(FlowPolicy):

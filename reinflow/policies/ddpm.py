@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -22,26 +21,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nets.velocity import VelocityNet
-from reinflow.errors import UserError
-from reinflow.policies.flow import FlowConfig, FlowPolicy
+from reinflow.policies.flow import FlowPolicy
+from reinflow.policies.options import DDPMConfig
 from reinflow.policies.spec import PolicySpec
 
 MAX_BETA = 0.999
-
-
-@dataclass(frozen=True)
-class DDPMConfig(FlowConfig):
-    """Schedule of a diffusion policy."""
-
-    diffusion_steps: int = 20
-    """T: noise levels that are trained; sampling in fewer steps leaves some out. DPPO has 20 for states, 100 for
-    pictures"""
-    denoised_clip: float = 1.0
-    """bound on every predicted action, in normalised action units"""
-
-    def __post_init__(self) -> None:
-        if self.diffusion_steps < 1 or self.denoised_clip <= 0:
-            raise UserError("--diffusion_steps must be at least 1 and --denoised_clip positive")
 
 
 class DDPM(FlowPolicy):

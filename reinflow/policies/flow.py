@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -13,15 +12,8 @@ from torch import Tensor
 from nets.velocity import VelocityNet
 from reinflow.policies.base import Policy
 from reinflow.policies.noisy import NoisyFlow
-from reinflow.policies.parts import FamilyConfig, NoiseNetConfig
+from reinflow.policies.parts import NoiseNetConfig
 from reinflow.policies.times import time_grid
-
-
-@dataclass(frozen=True)
-class FlowConfig(FamilyConfig):
-    """Options of a flow."""
-
-    noise_scale: ClassVar[float] = 0.0
 
 
 class FlowPolicy(Policy):

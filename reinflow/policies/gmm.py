@@ -10,7 +10,6 @@ The negative log-likelihood is scaled so that one mode has the Gaussian's square
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
 from typing import cast
 
@@ -20,36 +19,13 @@ from torch import Tensor, nn
 
 from nets.mlp import MLP
 from nets.velocity import VelocityNet
-from reinflow.errors import UserError
 from reinflow.policies.gaussian import Gaussian
-from reinflow.policies.parts import FamilyConfig
+from reinflow.policies.options import GMMConfig
 from reinflow.policies.spec import PolicySpec
 from reinflow.policies.transition import Transition
 from reinflow.types import Kernel
 
 WEIGHT_HIDDEN_DIM = 128
-
-
-@dataclass(frozen=True)
-class GMMConfig(FamilyConfig):
-    """A mixture of Gaussians."""
-
-    modes: int = 5
-    """Gaussians in the mixture"""
-    mode_std: float = 0.1
-    """std of each while it is cloned, in normalised action units"""
-
-    def __post_init__(self) -> None:
-        if self.modes < 1 or self.mode_std <= 0:
-            raise UserError("--modes must be at least 1 and --mode_std positive")
-
-    def check(self, spec: PolicySpec) -> None:
-        """UserError for more modes than a chunk has numbers, since x_0 chooses by one number per mode."""
-        numbers = spec.pred_horizon * spec.action_dim
-        if self.modes > numbers:
-            raise UserError(
-                f"--modes {self.modes} can't be drawn from the {numbers} numbers of a chunk: take at most {numbers}"
-            )
 
 
 class GMM(Gaussian):

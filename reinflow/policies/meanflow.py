@@ -14,43 +14,17 @@ the first of a batch; the weights' power is .5 instead of 1, for the same reason
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reinflow.errors import UserError
-from reinflow.policies.flow import FlowConfig, FlowPolicy
+from reinflow.policies.flow import FlowPolicy
+from reinflow.policies.options import MeanFlowConfig
 from reinflow.policies.spec import PolicySpec
-from reinflow.policies.times import TimeSampling, interpolate, sampled_times
+from reinflow.policies.times import interpolate, sampled_times
 
 LOGIT_MEAN = 0.4
 """of `logitnormal`: the paper has -.4, and logit(1 - t) = -logit(t)"""
-
-
-@dataclass(frozen=True)
-class MeanFlowConfig(FlowConfig):
-    """Training targets of MeanFlow."""
-
-    average_share: float = 0.5
-    """share of rows that learn an average over d > 0; the others learn the velocity itself"""
-    t_sampling: TimeSampling = "logitnormal"
-    """distribution of both ends of an average"""
-    adaptive_power: float = 0.5
-    """p of the rows' weights 1 / (error + adaptive_offset)^p, the error a mean over the chunk; 0 is plain squares"""
-    adaptive_offset: float = 1e-3
-    """keeps small errors from weighing without bound"""
-    time_scale: float = 0.01
-    """of t and d as the network's embedding sees them; 1 learns averages badly"""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.average_share <= 1:
-            raise UserError(f"--average_share {self.average_share} must be from 0 to 1")
-        if self.adaptive_power < 0 or self.adaptive_offset <= 0:
-            raise UserError("--adaptive_power must be at least 0 and --adaptive_offset more than 0")
-        if self.time_scale <= 0:
-            raise UserError(f"--time_scale {self.time_scale} must be positive")
 
 
 class MeanFlow(FlowPolicy):

@@ -9,28 +9,14 @@ Differs: any number of steps, all but the first from t*.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reinflow.errors import UserError
 from reinflow.policies.flow import FlowPolicy
-from reinflow.policies.parts import FamilyWithoutNoise
+from reinflow.policies.options import MIPConfig
 from reinflow.policies.spec import PolicySpec
-
-
-@dataclass(frozen=True)
-class MIPConfig(FamilyWithoutNoise):
-    """The point that a minimal iterative policy is corrected from."""
-
-    correction_time: float = 0.9
-    """t*: share of the action in what the second regression sees, the rest is noise"""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.correction_time < 1:
-            raise UserError(f"--correction_time {self.correction_time} must lie between 0 and 1")
 
 
 class MIP(FlowPolicy):

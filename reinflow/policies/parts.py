@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
-
 from reinflow.errors import UserError
 from reinflow.registry import Registry
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from reinflow.policies.spec import PolicySpec
 
 

@@ -6,48 +6,14 @@ network is shown trained step sizes only, by the teacher and by every sampler al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reinflow.errors import UserError
-from reinflow.policies.flow import FlowConfig, FlowPolicy
+from reinflow.policies.flow import FlowPolicy
+from reinflow.policies.options import ShortcutConfig
 from reinflow.policies.spec import PolicySpec
-from reinflow.policies.times import TimeSampling, interpolate, sampled_times
-
-
-@dataclass(frozen=True)
-class ShortcutConfig(FlowConfig):
-    """Training targets of the ShortCut Flow."""
-
-    max_denoising_steps: int = 8
-    """N: the smallest bootstrapped step is 1/N"""
-    step_size_mode: Literal["power2", "uniform", "fixed"] = "power2"
-    """step sizes that are trained: 1/2^i, 1/n for any n up to N, or 1/N alone"""
-
-    self_consistency_k: float = 0.25
-    """share of rows trained on bootstrap targets"""
-    flow_weight: float = 1.0
-    """weight of the flow-matching rows"""
-    shortcut_weight: float = 1.0
-    """weight of the bootstrap rows"""
-    target_mode: Literal["velocity", "endpoint"] = "velocity"
-    """compare average velocities, or the endpoints they lead to (weights an error by d^2)"""
-    teacher_steps: int = 2
-    """teacher steps that make up one student step"""
-    t_sampling: TimeSampling = "uniform"
-    """distribution of t on flow rows"""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.self_consistency_k <= 1:
-            raise UserError(f"--self_consistency_k {self.self_consistency_k} must be from 0 to 1")
-        if self.max_denoising_steps < 1:
-            raise UserError(f"--max_denoising_steps {self.max_denoising_steps} must be at least 1")
-        if self.teacher_steps < 2:
-            raise UserError(f"--teacher_steps {self.teacher_steps} must be at least 2: one step would teach nothing")
+from reinflow.policies.times import interpolate, sampled_times
 
 
 class Shortcut(FlowPolicy):

@@ -9,7 +9,7 @@ from reinflow.errors import UserError
 from reinflow.flags import flat_fields, owners_of, set_flags
 from reinflow.policies.parts import ENCODERS, FAMILIES, NETS, PartConfig
 from reinflow.registry import Choosing, options_of
-from reinflow.types import EnvSpec, ImageSpec
+from reinflow.specs import EnvSpec, ImageSpec
 
 S = TypeVar("S", bound="PolicyConfig")
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-TimeSampling = Literal["uniform", "logitnormal", "beta"]
+from reinflow.policies.options import TimeSampling
 
 
 def time_grid(num_steps: int, device: torch.device | None = None) -> tuple[Float[Tensor, "k"], float]:

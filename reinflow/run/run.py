@@ -14,7 +14,7 @@ import os
 import time
 import traceback
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from reinflow.errors import UserError
 from reinflow.flags import defaults_of
 from reinflow.run.compatibility import changes, refuse
+from reinflow.run.config import RunConfig
 from reinflow.run.directory import RunDir, TextLog, describe_run, read_config, write_config
 from reinflow.run.metrics import Metrics, MetricsLog, TensorBoardSink, WandbSink, rewind_jsonl, to_host
 from reinflow.run.progress import Progress
@@ -32,40 +33,6 @@ from reinflow.runtime.interrupts import Interrupted, listening
 from reinflow.runtime.rng import seed_globals
 from reinflow.runtime.watch import Watch
 from reinflow.storage.resumable import states
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Name, seed, device and logs of a run."""
-
-    exp_name: str | None = None
-    """directory below runs_dir; None makes it from stage, task and seed"""
-    seed: int = 0
-    """seed of Python, NumPy, torch and the training envs"""
-    torch_deterministic: bool = True
-    """deterministic cuDNN kernels; a CPU run repeats bit by bit anyway"""
-    cuda: bool = True
-    """use a GPU when there is one"""
-    track: bool = False
-    """log to wandb as well; WANDB_MODE=offline needs no network"""
-    wandb_project_name: str = "ManiSkill_ReinFlow"
-    """wandb project"""
-    wandb_entity: str | None = None
-    """wandb user or team; None is the account's default"""
-    capture_video: bool = False
-    """film every evaluation, which needs a Vulkan driver: one tiled mp4 in the run's `videos`"""
-    num_video_envs: int = 9
-    """episodes of a video"""
-    runs_dir: str = "runs"
-    """folder of all runs"""
-    resume: str | None = None
-    """run directory to continue from its newest checkpoint; its flags are the defaults then"""
-    allow_changes: bool = False
-    """resume although code, libraries or flags differ; the run is no longer the one that was started"""
-    overwrite: bool = False
-    """replace an earlier run of the same name"""
-    num_threads: int | None = None
-    """torch CPU threads; None leaves torch's choice"""
 
 
 def pick_device(cuda: bool) -> torch.device:

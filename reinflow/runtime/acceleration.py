@@ -8,31 +8,19 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from reinflow.runtime import trees
+from reinflow.runtime.config import AccelerationConfig
 
 WARMUPS = 3
 """plain calls before a capture, in which libraries choose kernels and optimisers make their state"""
 
 Capture = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 """takes a function of no arguments; gives what runs it again, and its results, which every such run overwrites"""
-
-
-@dataclass(frozen=True)
-class AccelerationConfig:
-    """Speed on a GPU."""
-
-    cuda_graphs: bool = False
-    """replay denoising chains and gradient steps as CUDA graphs; plain code, with a warning, where that fails"""
-    compile: bool = False
-    """compile the velocity network (torch.compile): minutes at the start, and slower than plain code on a CPU"""
-    bf16_encoder: bool = False
-    """encode pictures in bfloat16; only while the encoder is frozen, since log-probabilities need float32"""
 
 
 def capture_cuda(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:

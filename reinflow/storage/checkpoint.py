@@ -184,6 +184,8 @@ def env_spec_from(data: dict[str, Any]) -> EnvSpec:
         kind = kinds.get(str(one.type))
         if kind is not None and not isinstance(getattr(spec, one.name), kind):
             raise TypeError(f"{one.name} is no {one.type}")
+    if not isinstance(spec.env_kwargs, dict) or not isinstance(spec.env_module, str | None):
+        raise TypeError("env_kwargs is no dict or env_module no name")
     if spec.headline not in get_args(Headline):
         raise TypeError(f"{spec.headline} is no score")
     if len(low) != len(high) or not all(isinstance(bound, float) and math.isfinite(bound) for bound in low + high):

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reinflow.envs.seeding import Builds
 from reinflow.runtime import interrupts
 from reinflow.runtime.rng import Stream, derived_seed
 from reinflow.types import ChunkEnv, Obs
@@ -29,40 +28,6 @@ Z_95 = 1.96
 """of a normal distribution: 95 % lie within so many standard deviations"""
 BLOCK = 50
 """rows of a policy call: a matrix product may round a row otherwise among another number of rows"""
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """How a policy is evaluated."""
-
-    num_eval_envs: int = 100
-    """envs that run side by side"""
-    num_eval_episodes: int = 100
-    """whole episodes per evaluation"""
-    eval_seed: int = 10_000
-    """seed of the first episode, the next ones count up; kept apart from the seeds of demonstrations and training"""
-    eval_reconfiguration_freq: int | None = None
-    """episodes of an env after which it gets other geometry, in tasks that draw it; None is 1: one for each episode"""
-
-    @property
-    def envs(self) -> int:
-        """No more envs than episodes."""
-        return min(self.num_eval_envs, self.num_eval_episodes)
-
-    @property
-    def builds(self) -> Builds:
-        """Geometry of the envs where it is not drawn for each episode."""
-        return Builds(self.eval_seed)
-
-    @property
-    def settings(self) -> dict[str, int]:
-        """Arguments of `evaluate`."""
-        every = self.eval_reconfiguration_freq
-        return {
-            "episodes": self.num_eval_episodes,
-            "seed": self.eval_seed,
-            "rebuild_every": 1 if every is None else every,
-        }
 
 
 @dataclass(frozen=True)

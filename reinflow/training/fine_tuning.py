@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from reinflow.run.run import Run
 from reinflow.run.status import HEADLINES
+from reinflow.training.config import OnPolicyConfig
 from reinflow.training.learner import Metrics
-from reinflow.training.loops import OnPolicyConfig, OnPolicyState
+from reinflow.training.loops import OnPolicyState
 from reinflow.training.trainer import Trainer
 
 FEW_ITERATIONS = 10

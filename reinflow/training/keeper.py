@@ -24,7 +24,8 @@ from reinflow.runtime.rng import rng_state, set_rng_state
 from reinflow.runtime.trees import copied
 from reinflow.storage.checkpoint import BEST, Checkpoint, load_checkpoint, save_checkpoint
 from reinflow.storage.resumable import latest_training, save_training
-from reinflow.training.evaluation import EvalConfig, evaluate
+from reinflow.training.config import EvalConfig
+from reinflow.training.evaluation import evaluate
 from reinflow.training.health import Diverged
 from reinflow.training.ranking import Score, restored, score_of
 from reinflow.training.videos import Camera, write_film

@@ -16,6 +16,7 @@ import torch
 from reinflow.data.replay import ReplayBuffer
 from reinflow.errors import UserError
 from reinflow.runtime import distributed, interrupts
+from reinflow.training.config import OfflineConfig, OffPolicyConfig, OnPolicyConfig
 from reinflow.training.health import Diverged, left_out, refuse_to_diverge
 from reinflow.training.learner import BatchLearner, Learner, Metrics, OffPolicyLearner, OnPolicyLearner
 from reinflow.training.rollouts import RolloutStats, collect
@@ -23,63 +24,6 @@ from reinflow.types import ChunkEnv, Obs
 
 if TYPE_CHECKING:
     from reinflow.run.run import Run
-
-
-@dataclass(frozen=True)
-class OfflineConfig:
-    """Length and rhythm of an offline run, in gradient iterations."""
-
-    total_iters: int = 30_000
-    """gradient iterations"""
-    batch_size: int = 256
-    """rows per iteration"""
-    log_freq: int = 250
-    """iterations between logged lines"""
-    eval_freq: int = 5_000
-    """iterations between evaluations; 0 evaluates only at the end"""
-    save_freq: int = 5_000
-    """iterations between resumable checkpoints; 0 saves only at the end"""
-
-
-@dataclass(frozen=True)
-class OnPolicyConfig:
-    """Length and rhythm of an online run."""
-
-    num_envs: int = 128
-    """envs that are simulated side by side"""
-    rollout_steps: int = 12
-    """decisions (action chunks) per env and iteration"""
-    total_timesteps: int = 1_000_000
-    """env steps after which the run ends"""
-    eval_freq: int = 8
-    """iterations between evaluations; 0 evaluates only before and after training"""
-    reconfiguration_freq: int | None = None
-    """episodes after which all envs get other geometry, in tasks that draw it, and what still runs is truncated; None
-    and 0 keep it, but None lets stock single envs follow the task"""
-    save_freq: int = 16
-    """iterations between resumable checkpoints; 0 saves only at the end"""
-
-
-@dataclass(frozen=True)
-class OffPolicyConfig:
-    """Length and rhythm of an off-policy run; an iteration is one decision of every env and the updates after it."""
-
-    num_envs: int = 32
-    """envs that are simulated side by side"""
-    total_timesteps: int = 1_000_000
-    """env steps after which the run ends"""
-    learning_starts: int = 5_000
-    """decisions in the replay buffer before the first update"""
-    updates: int = 8
-    """gradient steps per iteration"""
-    batch_size: int = 256
-    """rows per gradient step"""
-    log_freq: int = 50
-    """iterations between logged lines"""
-    eval_freq: int = 500
-    """iterations between evaluations; 0 evaluates only before and after training"""
-    save_freq: int = 500
-    """iterations between resumable checkpoints; 0 saves only at the end"""
 
 
 class Rhythm(Protocol):

@@ -7,7 +7,7 @@ from typing import Any
 
 from reinflow.runtime import distributed
 from reinflow.storage.checkpoint import Checkpoint
-from reinflow.training.evaluation import EvalConfig
+from reinflow.training.config import EvalConfig
 from reinflow.training.health import Diverged
 from reinflow.training.keeper import Keeper, fitting
 from reinflow.training.learner import Metrics

@@ -14,14 +14,14 @@ from jaxtyping import Bool, UInt8
 
 from reinflow.envs import EnvConfig, make_filmed_env
 from reinflow.envs.recorder import Film
-from reinflow.policies import Policy
+from reinflow.policies.base import Policy
 from reinflow.runtime import distributed
 from reinflow.runtime.files import replaced_atomically
 from reinflow.training.evaluation import evaluate
 from reinflow.types import EnvSpec
 
 if TYPE_CHECKING:
-    from reinflow.run.run import RunConfig
+    from reinflow.run.config import RunConfig
 
 FPS = 20
 """ManiSkill's control frequency: a film runs in real time"""

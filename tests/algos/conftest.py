@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from reinflow.agent import ReinFlowAgent
-from reinflow.algos.ppo import PPOConfig
+from reinflow.algos.config import PPOConfig
 from reinflow.algos.rollout import RolloutBuffer
 from reinflow.algos.schedules import NoiseConfig
-from reinflow.policies import Policy, PolicySpec, build_policy
+from reinflow.policies import PolicySpec, build_policy
+from reinflow.policies.base import Policy
 
 ENVS, DECISIONS, STATE_DIM = 6, 8, 5
 

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from reinflow.algos.awr import AdvantageWeightedRegression, AWRConfig, advantage_weights, effective_sample_size
-from reinflow.algos.bc import BCConfig
-from reinflow.algos.critics import CriticConfig, Critics
-from reinflow.policies import Policy
+from reinflow.algos.awr import AdvantageWeightedRegression, advantage_weights, effective_sample_size
+from reinflow.algos.config import AWRConfig, BCConfig, CriticConfig
+from reinflow.algos.critics import Critics
+from reinflow.policies.base import Policy
 
 MakePolicy = Callable[..., Policy]
 

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from reinflow.algos.bc import BCConfig, BehaviorCloning, warmup_cosine
-from reinflow.algos.dispersive import DispersiveConfig
+from reinflow.algos.bc import BehaviorCloning, warmup_cosine
+from reinflow.algos.config import BCConfig, DispersiveConfig
 from reinflow.cli import parse
 from reinflow.errors import UserError
-from reinflow.policies import FAMILIES, Policy
+from reinflow.policies import FAMILIES
+from reinflow.policies.base import Policy
 from train_aw_shortcut_flow import Config as WeightedConfig
 from train_shortcut_flow import Config as CloningConfig
 

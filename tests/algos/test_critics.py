@@ -10,7 +10,8 @@ import torch
 
 from nets.critic import QEnsemble
 from reinflow.algos.advantages import mean_value
-from reinflow.algos.critics import CriticConfig, Critics, expected_minimum, expectile_loss, td_target
+from reinflow.algos.config import CriticConfig
+from reinflow.algos.critics import Critics, expected_minimum, expectile_loss, td_target
 
 
 def test_td_target_by_hand():

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from reinflow.algos.dispersive import LOSSES, Dispersed, DispersiveConfig, dispersion, distances
+from reinflow.algos.config import DispersiveConfig
+from reinflow.algos.dispersive import LOSSES, Dispersed, dispersion, distances
 from reinflow.errors import UserError
 from reinflow.policies import FAMILIES, NETS, PolicySpec, build_policy
 from reinflow.policies.ema import EMA

@@ -13,7 +13,8 @@ from nets.critic import ValueNetwork
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.rollout import RolloutBuffer
 from reinflow.errors import UserError
-from reinflow.policies import Policy, PolicySpec, build_policy
+from reinflow.policies import PolicySpec, build_policy
+from reinflow.policies.base import Policy
 from reinflow.storage.checkpoint import Checkpoint, save_checkpoint
 from reinflow.types import EnvSpec
 

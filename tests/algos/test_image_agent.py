@@ -10,7 +10,8 @@ import torch
 
 from nets.critic import PrivilegedValueNetwork
 from reinflow.agent import ReinFlowAgent
-from reinflow.algos.ppo import PPO, PPOConfig
+from reinflow.algos.config import PPOConfig
+from reinflow.algos.ppo import PPO
 from reinflow.algos.reinflow import ReinFlow, rollout_buffer
 from reinflow.algos.rollout import RolloutBuffer
 from reinflow.envs.synthetic import SyntheticEnv

@@ -15,6 +15,7 @@ import torch
 from reinflow.data.config import DemoConfig
 from reinflow.data.demos import load_demos, open_demos
 from reinflow.data.trajectories import Demos, Trajectory
+from reinflow.envs.arguments import EnvArguments
 from reinflow.envs.suite import Task
 from reinflow.errors import UserError
 from reinflow.recording.writer import TrajectoryWriter
@@ -34,6 +35,7 @@ RULES = {
     "max_episode_steps": 50,
     "terminate_on_success": False,
     "task": Task("pd_ee_delta_pose"),
+    "arguments": EnvArguments(),
 }
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from reinflow.agent import ReinFlowAgent
 from reinflow.algos.bc import BehaviorCloning
-from reinflow.algos.ppo import PPO, PPOConfig
+from reinflow.algos.config import PPOConfig
+from reinflow.algos.ppo import PPO
 from reinflow.algos.reinflow import ReinFlow, rollout_buffer
 from reinflow.algos.rollout import RolloutBuffer
 from reinflow.envs.toy import ToyEnv

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from reinflow.policies import Policy, PolicySpec, build_policy
+from reinflow.policies import PolicySpec, build_policy
+from reinflow.policies.base import Policy
 
 
 @pytest.fixture(autouse=True)

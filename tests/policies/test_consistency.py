@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from reinflow.errors import UserError
-from reinflow.policies import NoiseNetConfig, Policy, PolicySpec, build_policy
+from reinflow.policies import NoiseNetConfig, PolicySpec, build_policy
+from reinflow.policies.base import Policy
 from reinflow.policies.consistency import Consistency
 from reinflow.storage.checkpoint import Checkpoint, adopt_teacher_, load_policy, save_checkpoint
 from reinflow.types import EnvSpec

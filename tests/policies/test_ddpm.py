@@ -7,7 +7,8 @@ import torch
 
 from nets.velocity import VelocityNet
 from reinflow.errors import UserError
-from reinflow.policies.ddpm import DDPM, DDPMConfig, cosine_alphas
+from reinflow.policies.ddpm import DDPM, cosine_alphas
+from reinflow.policies.options import DDPMConfig
 
 
 class Exact(VelocityNet):

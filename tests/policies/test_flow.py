@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from nets.velocity import VelocityNet
-from reinflow.policies import ReFlow, Shortcut, make_stochastic
+from reinflow.policies import make_stochastic
 from reinflow.policies.chain import sample_chain, scored_dims
+from reinflow.policies.reflow import ReFlow
+from reinflow.policies.shortcut import Shortcut
 from reinflow.policies.times import interpolate, time_grid
 
 

@@ -11,7 +11,7 @@ from reinflow.errors import UserError
 from reinflow.policies import FAMILIES, PolicyConfig, PolicySpec, build_policy, make_stochastic
 from reinflow.policies.chain import sample_chain
 from reinflow.policies.ema import EMA
-from reinflow.policies.flow import FlowConfig
+from reinflow.policies.options import FlowConfig
 from reinflow.types import EnvSpec
 
 FLOWS = [name for name, entry in FAMILIES.items() if issubclass(entry.config, FlowConfig)]

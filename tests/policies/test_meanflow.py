@@ -9,7 +9,8 @@ from torch import nn
 from reinflow.errors import UserError
 from reinflow.policies import NETS, PolicySpec, build_policy
 from reinflow.policies.improved_meanflow import ImprovedMeanFlow
-from reinflow.policies.meanflow import LOGIT_MEAN, MeanFlow, MeanFlowConfig
+from reinflow.policies.meanflow import LOGIT_MEAN, MeanFlow
+from reinflow.policies.options import MeanFlowConfig
 
 both = pytest.mark.parametrize("family", ["meanflow", "improved_meanflow"])
 

@@ -7,7 +7,8 @@ import torch
 
 from nets.velocity import VelocityNet
 from reinflow.errors import UserError
-from reinflow.policies.mip import MIP, MIPConfig
+from reinflow.policies.mip import MIP
+from reinflow.policies.options import MIPConfig
 
 
 class Affine(VelocityNet):

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from reinflow.errors import UserError
-from reinflow.policies import FAMILIES, NETS, Policy, PolicySpec, build_policy, make_stochastic
+from reinflow.policies import FAMILIES, NETS, PolicySpec, build_policy, make_stochastic
+from reinflow.policies.base import Policy
 from reinflow.policies.encoder import ObsEncoder
 from reinflow.types import Regressable, Samplable, Stochastic
 

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from reinflow.errors import UserError
-from reinflow.policies import PolicySpec, Shortcut, ShortcutConfig, build_policy, make_stochastic
+from reinflow.policies import PolicySpec, build_policy, make_stochastic
 from reinflow.policies.ema import EMA
+from reinflow.policies.options import ShortcutConfig
+from reinflow.policies.shortcut import Shortcut
 
 
 class Field(nn.Module):

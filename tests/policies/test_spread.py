@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reinflow.algos.bc import BCConfig, BehaviorCloning
+from reinflow.algos.bc import BehaviorCloning
+from reinflow.algos.config import BCConfig
 from reinflow.data.chunks import ChunkDataset
 from reinflow.envs.wrappers import ActionChunk
-from reinflow.policies import Policy, PolicySpec, build_policy
+from reinflow.policies import PolicySpec, build_policy
+from reinflow.policies.base import Policy
 from reinflow.policies.spread import LONELY, action_spread, loneliness
 from reinflow.training.evaluation import evaluate
 from tests.fork import ForkEnv, fork_demos

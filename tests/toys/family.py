@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from reinflow.errors import UserError
-from reinflow.policies import FlowPolicy
-from reinflow.policies.flow import FlowConfig
+from reinflow.policies.flow import FlowPolicy
+from reinflow.policies.options import FlowConfig
 from reinflow.policies.times import interpolate
 from reinflow.registry import Entry
 

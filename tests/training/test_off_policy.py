@@ -11,7 +11,8 @@ import torch
 
 from reinflow.data.replay import ReplayBuffer
 from reinflow.errors import UserError
-from reinflow.run.run import Run, RunConfig
+from reinflow.run.config import RunConfig
+from reinflow.run.run import Run
 from reinflow.runtime import interrupts
 from reinflow.runtime.interrupts import Interrupted
 from reinflow.storage.checkpoint import load_checkpoint

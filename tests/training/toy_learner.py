@@ -6,15 +6,14 @@ from typing import Any
 
 import torch
 
-from reinflow.algos.awr import AdvantageWeightedRegression, AWRConfig
-from reinflow.algos.bc import BCConfig
-from reinflow.algos.critics import CriticConfig
+from reinflow.algos.awr import AdvantageWeightedRegression
+from reinflow.algos.config import AWRConfig, BCConfig, CriticConfig
 from reinflow.data.replay import ReplayBuffer
 from reinflow.envs import EnvConfig, make_env
 from reinflow.policies import PolicySpec, build_policy
 from reinflow.run.run import Run
-from reinflow.training.evaluation import EvalConfig
-from reinflow.training.loops import OffPolicy, OffPolicyConfig
+from reinflow.training.config import EvalConfig, OffPolicyConfig
+from reinflow.training.loops import OffPolicy
 from reinflow.training.trainer import Trainer
 from reinflow.types import Decision, Obs
 

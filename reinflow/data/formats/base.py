@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from reinflow.data.trajectories import Trajectory
 from reinflow.errors import UserError
@@ -21,6 +21,8 @@ class Recording:
     control_mode: str | None = None
     reward_mode: str | None = None
     max_episode_steps: int | None = None
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """what its envs were made with beside these, where that says something of the task"""
 
 
 class DataFormat(Protocol):

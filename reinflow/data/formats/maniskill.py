@@ -19,6 +19,13 @@ from reinflow.errors import UserError
 from reinflow.runtime.files import read_json
 from reinflow.types import canonical_obs_mode
 
+HOW_IT_WAS_RECORDED = {
+    "num_envs", "obs_mode", "control_mode", "reward_mode", "sim_backend", "render_backend", "render_mode",
+    "max_episode_steps", "reconfiguration_freq", "sensor_configs", "human_render_camera_configs",
+    "viewer_camera_configs", "shader_dir", "enable_shadow", "parallel_in_single_scene", "sim_config",
+}  # fmt: skip
+"""arguments of an env that have a field of their own, show in the data, or change nothing in the task"""
+
 
 class ManiSkillFormat:
     """What ManiSkill's own tools and collect_demos.py write."""
@@ -37,6 +44,7 @@ class ManiSkillFormat:
             control_mode=settings.get("control_mode"),
             reward_mode=settings.get("reward_mode"),
             max_episode_steps=about.get("max_episode_steps"),
+            env_kwargs=own_kwargs(settings),
         )
 
     def read(self, path: Path, num_demos: int | None, pictures: bool) -> list[Trajectory]:
@@ -60,6 +68,11 @@ class ManiSkillFormat:
 def episode_names(names: Iterable[str]) -> list[str]:
     """Those of episodes, in the order of their numbers."""
     return sorted((n for n in names if re.fullmatch(r"traj_\d{1,9}", n)), key=lambda n: int(n[len("traj_") :]))
+
+
+def own_kwargs(settings: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that say something of the task itself, such as its robot."""
+    return {name: value for name, value in settings.items() if name not in HOW_IT_WAS_RECORDED}
 
 
 def recorded_mode(settings: dict[str, Any]) -> str | None:

@@ -20,13 +20,15 @@ EXPERTS: dict[str, type[Expert]] = {
     "StackCube-v1": StackCubeExpert,
     "LiftPegUpright-v1": LiftPegUprightExpert,
 }
+"""by task; a module that `--env_module` names may add its own"""
 
 
 def make_expert(env_id: str, num_envs: int, device: torch.device | str = "cpu") -> Expert:
     """The scripted expert of a task; a UserError where there is none."""
     if env_id not in EXPERTS:
         raise UserError(
-            f"there is no scripted expert for {env_id!r}; use one of {', '.join(EXPERTS)} or --source motionplanning"
+            f"there is no scripted expert for {env_id!r}; use one of {', '.join(EXPERTS)}, add one in a module of your "
+            "own (docs/own_tasks.md), or use --source motionplanning"
         )
     return EXPERTS[env_id](num_envs, device)
 
