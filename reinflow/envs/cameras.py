@@ -26,11 +26,14 @@ def hold_renderer(device: str) -> Any:
     return sapien.render.RenderSystem(sapien.Device(device))
 
 
-def render_device(rendered: bool) -> str:
-    """ManiSkill's `render_backend`: none for states, which then need no Vulkan driver."""
+def render_device(rendered: bool, backend: str = "") -> str:
+    """ManiSkill's `render_backend`: none for states, which then need no Vulkan driver, else the simulator's own GPU."""
     if not rendered:
         return "none"
-    return "gpu" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    _, colon, index = backend.partition(":")
+    return f"gpu{colon}{index}"
 
 
 class Shutter:

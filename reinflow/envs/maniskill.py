@@ -364,7 +364,7 @@ def make(
                 control_mode=config.control_mode,
                 reward_mode=config.reward_mode,
                 sim_backend=sim_backend,
-                render_backend=render_device(rendered),
+                render_backend=render_device(rendered, backend),
                 **options,
                 **config.arguments.kwargs,
                 max_episode_steps=NO_LIMIT,
