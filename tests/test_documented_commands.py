@@ -81,7 +81,7 @@ def configured(words: list[str]) -> tuple[Any, dict[str, Any], list[str]] | None
 
 def flags_of(config: Any) -> set[str]:
     """All flags that a command may have, whatever is chosen."""
-    found = {name for name, _ in flat_fields(config)} | {"preset"}
+    found = {name for name, _ in flat_fields(config)} | {"preset", "help"}
     todo = [config]
     while todo:
         one = todo.pop()
