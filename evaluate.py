@@ -39,7 +39,7 @@ class Config:
     """Evaluate a checkpoint of any stage."""
 
     checkpoint: str = ""
-    """file or run directory (its best_model.pt)"""
+    """file or run directory (its best_model.safetensors)"""
     compare: tuple[str, str] | None = None
     """two checkpoints of one task, evaluated and filmed from the same start states, instead of `checkpoint`"""
     env: Flat[EnvConfig] = field(default_factory=EnvConfig)

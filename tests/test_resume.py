@@ -49,7 +49,7 @@ def assert_equal(folder: Path, first: str, second: str) -> None:
     mine, theirs = final(folder, first), final(folder, second)
     assert mine.keys() == theirs.keys()
     assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
-    best = [(folder / "runs" / name / "best_model.pt").read_bytes() for name in (first, second)]
+    best = [(folder / "runs" / name / "best_model.safetensors").read_bytes() for name in (first, second)]
     assert best[0] == best[1]
 
 

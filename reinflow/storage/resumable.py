@@ -1,6 +1,6 @@
 """The resumable states of a run: `checkpoints/step_<N>/`, each complete or absent, newest verified one first.
 
-    model.safetensors    the policy, the same file that best_model.pt is
+    model.safetensors    the policy, the same file that best_model.safetensors is
     optim.safetensors    the other tensors: optimisers, averages, envs, random states
     state.json           everything else, with the places of those tensors
     manifest.sha256      digests of the three, as `sha256sum --check` reads them

@@ -1,6 +1,6 @@
 """Runs the guide's 22-configuration ablation over the GPUs, or the cores, of this machine or of a cluster.
 
-./sweep_reinflow_parallel.sh --gpus "0 1 2 3" --env PickCube-v1 --pretrained-path runs/.../best_model.pt
+./sweep_reinflow_parallel.sh --gpus "0 1 2 3" --env PickCube-v1 --pretrained-path runs/EXP_NAME
 ./sweep_reinflow_parallel.sh --configs "baseline:default warmup" --seeds "0 1 2" --dry-run
 ./sweep_reinflow_parallel.sh --executor slurm --slurm "slurm_partition=gpu timeout_min=720"
 """
@@ -113,6 +113,8 @@ def run(config: Config, jobs: list[Job]) -> list[Record]:
 
 def plan(config: Config) -> list[Job]:
     """UserError for seeds or counts that can't be."""
+    from reinflow.storage.checkpoint import BEST
+
     try:
         seeds = [int(word) for word in config.seeds.split()]
     except ValueError:
@@ -123,7 +125,7 @@ def plan(config: Config) -> list[Job]:
         raise UserError(f"--jobs-per-gpu {config.jobs_per_gpu} must be at least 1")
     env = config.env or "PickCube-v1"
     common: dict[str, Any] = {
-        "pretrained_path": config.pretrained_path or f"runs/aw_shortcut_flow-{env}-seed0/best_model.pt",
+        "pretrained_path": config.pretrained_path or f"runs/aw_shortcut_flow-{env}-seed0/{BEST}",
         "env_id": config.env,
         "total_timesteps": config.timesteps,
         "control_mode": config.control_mode,

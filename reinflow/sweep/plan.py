@@ -35,6 +35,8 @@ class Job:
         for name, meant in FLAGS_ADDED_LATER.items():
             if resolved.get(name) == str(meant):
                 del resolved[name]  # what a job of an older sweep did, whose id is without it
+        if path := resolved.get("pretrained_path"):
+            resolved["pretrained_path"] = under_former_name(path)  # as an older sweep spelt it
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
@@ -62,6 +64,13 @@ class Job:
             else:
                 words += [f"--{flag}", str(value)]
         return [*words, "--runs_dir", str(self.log_dir), "--exp_name", self.name, "--overwrite", *extra]
+
+
+def under_former_name(path: str) -> str:
+    """The path of a run's best policy as it was before the file got its present name."""
+    from reinflow.storage.checkpoint import BEST, FORMER_BEST
+
+    return path.removesuffix(BEST) + FORMER_BEST if path.endswith(BEST) else path
 
 
 def make_plan(

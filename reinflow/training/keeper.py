@@ -1,4 +1,4 @@
-"""Evaluates a policy while it trains and keeps what is worth keeping: `best_model.pt` and resumable states."""
+"""Evaluates a policy while it trains and keeps what is worth keeping: `best_model.safetensors` and resumable states."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from reinflow.runtime import distributed
 from reinflow.runtime.interrupts import Interrupted, deferred
 from reinflow.runtime.rng import rng_state, set_rng_state
 from reinflow.runtime.trees import copied
-from reinflow.storage.checkpoint import BEST, Checkpoint, load_checkpoint, save_checkpoint
+from reinflow.storage.checkpoint import BEST, Checkpoint, load_checkpoint, rename_former_best, save_checkpoint
 from reinflow.storage.resumable import latest_training, save_training
 from reinflow.training.config import EvalConfig
 from reinflow.training.evaluation import evaluate
@@ -66,8 +66,9 @@ class Keeper:
     ):
         """`camera` films every evaluation.
 
-        With `prefer_newer`, `best_model.pt` is the newest policy whose score is less than a standard error below the
-        highest one: of noisy evaluations the highest is a lucky one, and a policy that trained on is mostly better.
+        With `prefer_newer`, `best_model.safetensors` is the newest policy whose score is less than a standard error
+        below the highest one: of noisy evaluations the highest is a lucky one, and a policy that trained on is mostly
+        better.
         """
         self.trainer = trainer
         self.run = trainer.run
@@ -86,7 +87,7 @@ class Keeper:
         self._rolled_back = False
 
     def evaluate(self, policy: Policy, step: int) -> dict[str, Any]:
-        """Metrics of whole episodes; a new best is written to `best_model.pt`. The first process does both."""
+        """Metrics of whole episodes; a new best is written to `best_model.safetensors`. The first process does both."""
         if not distributed.leads():
             return {}
         started = time.perf_counter()
@@ -165,6 +166,8 @@ class Keeper:
             )
             self._continue_random_sequences(training["randomness"])
             self.run.rewind(training["step"])
+        if distributed.leads():
+            rename_former_best(self.run.dir)
         return training
 
     def _continue_random_sequences(self, saved: list[dict[str, Any]]) -> None:
