@@ -100,6 +100,15 @@ def test_the_kept_policy_has_the_critic_of_its_own_iteration(tmp_path, monkeypat
     assert (best.meta["step"], best.parts["critic"]["v"].item()) == (step, critic)
 
 
+def test_policies_that_are_to_stay_are_kept_beside_the_best_one(tmp_path, monkeypatch):
+    keeper = keeper_of(tmp_path, monkeypatch, [(0.5, 0.5), (0.8, 0.8), (0.7, 0.7)])
+    for place, keep in enumerate((True, False, True)):
+        keeper.evaluate(None, 10 * place, keep)
+    kept_steps = [load_checkpoint(path).meta["step"] for path in sorted((tmp_path / "kept").iterdir())]
+    assert kept_steps == [0, 20]
+    assert load_checkpoint(tmp_path).meta["step"] == 10
+
+
 def test_a_state_that_is_older_than_what_describes_its_policy_and_task_now_goes_on(tmp_path, monkeypatch):
     older = Checkpoint(SPEC, ENV, {}, training={"count": 3})
     now = Checkpoint(with_flags(SPEC, {"step_size_mode": "uniform"}), replace(ENV, still=(0.0, None)), {})

@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import train_online_finetune  # noqa: E402
 
-
 DEFAULT_THEN = "runs/aw_shortcut_flow-PickCube-v1-seed0/best_model.pt"
 
 
