@@ -18,7 +18,7 @@ class RunConfig:
     cuda: bool = True
     """use a GPU when there is one"""
     track: bool = False
-    """log to wandb as well; WANDB_MODE=offline needs no network"""
+    """log to wandb as well; WANDB_MODE=offline needs no network, and so it is where there is no login or no answer"""
     wandb_project_name: str = "ManiSkill_ReinFlow"
     """wandb project"""
     wandb_entity: str | None = None
