@@ -30,7 +30,8 @@ SEEN = EnvSpec(
 )  # fmt: skip
 SIZES = {
     "mlp_hidden_dim": 16, "mlp_depth": 1, "unet_dims": (8,), "n_groups": 4, "diffusion_step_embed_dim": 8,
-    "visual_feature_dim": 8, "obs_horizon": 2, "act_horizon": 4, "pred_horizon": 8,
+    "visual_feature_dim": 8, "transformer_dim": 16, "transformer_depth": 1, "dit_dim": 16, "dit_depth": 1,
+    "preact_hidden_dim": 16, "obs_horizon": 2, "act_horizon": 4, "pred_horizon": 8,
 }  # fmt: skip
 PAIRS = list(zip(FAMILIES, chain(NETS, repeat("mlp")), strict=False))
 """every family and every network, not all of their pairs"""
@@ -40,7 +41,7 @@ def tiny(family: str, net: str, task: EnvSpec = TASK) -> Policy:
     """With weights and statistics of which every part shows."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        policy = build_policy(PolicyConfig.of(family=family, net=net, **SIZES).for_env(task, 1 if net == "unet" else 2))
+        policy = build_policy(PolicyConfig.of(family=family, net=net, **SIZES).for_env(task, 2 if net == "mlp" else 1))
         policy.fit_normalizers_(5 + 2 * torch.randn(64, 3), torch.rand(64, 2) * 4 - 2)
         for parameter in policy.parameters():
             if not parameter.any():

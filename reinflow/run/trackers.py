@@ -60,7 +60,7 @@ class Tracker:
                 self._warn(f"the {self.name} log does not keep up and loses metrics; metrics.jsonl has them all")
 
     def close(self, deadline: float) -> None:
-        """Wait for the thread, but not beyond `deadline` of the monotonic clock; one that stalls dies with the process."""
+        """Wait for the thread until `deadline` of the monotonic clock; one that stalls dies with the process."""
         try:
             self._queue.put(None, timeout=left(deadline))
         except queue.Full:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from reinflow.commands import script
 from reinflow.presets import ONLINE_PRESETS
 from reinflow.run.compatibility import FLAGS_ADDED_LATER
-from reinflow.runtime.files import SOURCES
 from reinflow.sweep.configs import Variant
 
-SCRIPT = SOURCES / "train_online_finetune.py"
+SCRIPT = script("train_online_finetune")
 
 
 @dataclass(frozen=True)
