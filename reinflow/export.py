@@ -107,6 +107,8 @@ class Sampler(nn.Module):
     def __init__(self, policy: Policy, task: EnvSpec):
         super().__init__()
         self.policy = policy
+        self.low: Tensor
+        self.high: Tensor
         self.register_buffer("low", torch.tensor(task.action_low))
         self.register_buffer("high", torch.tensor(task.action_high))
 

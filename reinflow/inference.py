@@ -75,6 +75,13 @@ class StepwisePolicy:
         device, spec = policy.device, policy.spec
         self._low, self._high = (torch.tensor(bound, device=device) for bound in (task.action_low, task.action_high))
         self._noise_shape = (math.ceil(task.max_episode_steps / spec.act_horizon), *spec.chunk_shape)
+        self._history: ObsHistory
+        self._chunks: Float[Tensor, "n e a"]
+        """what each row executes now"""
+        self._age: Int[Tensor, "n"]
+        """env steps of it that are over"""
+        self._noises: list[Iterator[Tensor]]
+        """of the decisions to come, for each row's episode"""
         self.reset()
 
     def reset(self, ended: Any = None) -> None:
@@ -127,10 +134,10 @@ class StepwisePolicy:
         spec, device = self.policy.spec, self.policy.device
         self._ones = torch.ones(rows, dtype=torch.long, device=device)
         self._fresh = self._ones.bool()
-        self._age: Int[Tensor, "n"] = torch.zeros_like(self._ones)
+        self._age = torch.zeros_like(self._ones)
         self._history = ObsHistory(spec.obs_horizon)
-        self._chunks: Float[Tensor, "n e a"] = torch.zeros(rows, spec.act_horizon, spec.action_dim, device=device)
-        self._noises: list[Iterator[Tensor]] = [iter(())] * rows
+        self._chunks = torch.zeros(rows, spec.act_horizon, spec.action_dim, device=device)
+        self._noises = [iter(())] * rows
         self._place = self._next_seed % BLOCK
 
     def _decide(self, due: Bool[Tensor, "n"]) -> None:

@@ -73,7 +73,7 @@ def test_the_image_copies_what_there_is_and_installs_the_pinned_versions():
     lines = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
     copied = [source for line in lines if line.startswith("COPY") for source in line.split()[1:-1]]
     assert all(list(ROOT.glob(source)) for source in copied)
-    needed = {"pyproject.toml", "setup.py", "README.md", "LICENSE", "nets", "reinflow", "*.py", "constraints.txt"}
+    needed = {"pyproject.toml", "README.md", "LICENSE", "nets", "reinflow", "*.py", "constraints.txt"}
     assert needed <= set(copied)
     installs = [part for line in lines if line.startswith("RUN") for part in line.split("&&") if "pip install" in part]
     assert installs

@@ -43,7 +43,7 @@ def run(installed: Path, folder: Path, *words: str) -> str:
 
 def test_a_wheel_holds_every_module_and_every_script(installed):
     modules = {path.relative_to(ROOT) for name in ("nets", "reinflow") for path in (ROOT / name).rglob("*.py")}
-    scripts = {Path("reinflow", "scripts", path.name) for path in ROOT.glob("*.py") if path.name != "setup.py"}
+    scripts = {Path("reinflow", "scripts", path.name) for path in ROOT.glob("*.py")}
     files = {path.relative_to(installed) for path in installed.rglob("*.py")}
     assert files == modules | scripts
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
@@ -66,7 +66,7 @@ def test_the_version_is_written_in_one_place(installed):
 
 
 def test_every_script_has_a_command_and_every_command_a_target():
-    assert {script(command.target) for command in SCRIPTS.values()} == set(ROOT.glob("*.py")) - {ROOT / "setup.py"}
+    assert {script(command.target) for command in SCRIPTS.values()} == set(ROOT.glob("*.py"))
     for command in MODULES.values():
         place = ROOT.joinpath(*command.target.split("."))
         assert place.with_suffix(".py").exists() or (place / "__main__.py").exists()

@@ -17,7 +17,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from reinflow import __version__
 from reinflow.cli import flat_fields
 from reinflow.errors import UserError
 from reinflow.run.compatibility import source_digest
@@ -190,8 +189,8 @@ def write_config(path: Path, description: dict[str, Any]) -> None:
 
 def versions() -> dict[str, str | None]:
     """Installed versions of what decides a run's numbers, read without importing anything."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "reinflow": __version__}
-    for name in ("torch", "numpy", "mani_skill", "sapien", "gymnasium"):
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("reinflow", "torch", "numpy", "mani_skill", "sapien", "gymnasium"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

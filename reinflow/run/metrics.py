@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ class WandbSink:
         config: dict[str, Any],
         run_id: str,
         *,
-        mode: str | None = None,
+        mode: Literal["offline"] | None = None,
     ):
         """A resumed run goes on under its `run_id`; `mode` None is what wandb's own settings say."""
         import wandb

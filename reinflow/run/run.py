@@ -16,7 +16,7 @@ import traceback
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -70,7 +70,7 @@ class Run:
         self._logs = MetricsLog(self.alarm, self.write_failed)
         self._purge_step: int | None = None
         self._description = description
-        self._wandb_mode: str | None = None
+        self._wandb_mode: Literal["offline"] | None = None
         self._began = self.resumed
 
     @classmethod

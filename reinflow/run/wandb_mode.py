@@ -9,6 +9,7 @@ from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from ssl import SSLError
+from typing import Literal
 from urllib.error import HTTPError, URLError
 
 ANSWER_SECONDS = 5.0
@@ -17,7 +18,7 @@ UNASKED = ("offline", "dryrun", "disabled")
 """modes in which wandb needs neither a server nor a login"""
 
 
-def usable_mode(run_dir: Path) -> tuple[str | None, str | None]:
+def usable_mode(run_dir: Path) -> tuple[Literal["offline"] | None, str | None]:
     """The mode to start wandb in, and a warning; None and None where it is as its own settings say.
 
     Without a login, or where the server does not answer in `ANSWER_SECONDS`, the run is logged offline.
