@@ -28,7 +28,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path, monkeypatch
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     names: dict[str, object] = {}
     for cell in cells:
-        exec(cell.replace("ITERATIONS = 600", "ITERATIONS = 5"), names)
+        exec(cell.replace("ITERATIONS = 1_500", "ITERATIONS = 5"), names)
     assert "of 20 episodes reach the goal" in capsys.readouterr().out
     assert (tmp_path / "toy" / "paths.png").read_bytes().startswith(b"\x89PNG")
     assert all(not cell.get("outputs") for cell in notebook["cells"])
