@@ -6,6 +6,7 @@ python examples/inference.py runs/reinflow-PickCube-v1-seed0 --episodes 20
 from __future__ import annotations
 
 import argparse
+import importlib
 
 import gymnasium
 import mani_skill.envs  # noqa: F401  (registers the tasks)
@@ -24,6 +25,8 @@ def main() -> None:
 
     policy = reinflow.load(arguments.checkpoint)
     task = policy.task
+    if task.env_module:
+        importlib.import_module(task.env_module)  # registers a task of your own
     if task.obs_mode == "state":
         use_stand_ins_without_renderer()  # states need no graphics driver
     env = gymnasium.make(
@@ -33,6 +36,7 @@ def main() -> None:
         sim_backend="physx_cpu",
         render_backend="none" if task.obs_mode == "state" else "cpu",
         max_episode_steps=task.max_episode_steps,
+        **task.env_kwargs,
     )
     successes = 0
     for episode in range(arguments.episodes):

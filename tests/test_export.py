@@ -17,7 +17,8 @@ from torch import Tensor
 from reinflow import export as module
 from reinflow.errors import UserError
 from reinflow.export import FORMS, SUFFIXES, Config, Sampler, example, export, main
-from reinflow.policies import FAMILIES, NETS, Policy, build_policy
+from reinflow.policies import FAMILIES, NETS, build_policy
+from reinflow.policies.base import Policy
 from reinflow.policies.spec import PolicyConfig
 from reinflow.storage.checkpoint import Checkpoint, save_checkpoint
 from reinflow.types import EnvSpec, ImageSpec

@@ -21,7 +21,8 @@ from reinflow.envs.toy import ToyEnv
 from reinflow.envs.wrappers import ActionChunk
 from reinflow.errors import UserError
 from reinflow.inference import StepwisePolicy
-from reinflow.policies import Policy, build_policy
+from reinflow.policies import build_policy
+from reinflow.policies.base import Policy
 from reinflow.policies.spec import PolicyConfig
 from reinflow.storage.checkpoint import Checkpoint, save_checkpoint
 from reinflow.training.evaluation import evaluate

@@ -25,7 +25,7 @@ from reinflow.errors import UserError
 from reinflow.runtime import interrupts
 from reinflow.runtime.interrupts import Interrupted
 from reinflow.runtime.trees import copied, split
-from reinflow.storage.checkpoint import MODEL
+from reinflow.storage.names import MODEL
 from reinflow.storage.resumable import FILES, MANIFEST, latest_training, manifest, save_training, states
 from reinflow.storage.sealed import seal, unseal
 from tests.small import STAGES, demo_file, run_stage

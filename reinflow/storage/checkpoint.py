@@ -20,6 +20,7 @@ from reinflow.errors import UserError
 from reinflow.policies.spec import PolicySpec
 from reinflow.runtime.files import flush_folder, replace
 from reinflow.runtime.trees import not_finite
+from reinflow.storage.names import BEST, FORMER_BEST, MODEL
 from reinflow.storage.sealed import Damaged, seal, unseal
 from reinflow.types import EnvSpec, Headline, ImageSpec, Objective
 
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 FORMAT = "reinflow-checkpoint"
 FORMAT_VERSION = 2
-BEST, MODEL = "best_model.safetensors", "model.safetensors"
-FORMER_BEST = "best_model.pt"
-"""the name of BEST in runs of earlier versions and in the guide; on a command line each of the two means the other"""
 POLICY = "policy"
 """what the names of its tensors start with in a file, as those of every part do with the part's"""
 LEGACY_MAGICS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")

@@ -27,7 +27,8 @@ from torch import Tensor
 from reinflow.errors import UserError
 from reinflow.runtime.files import flush_folder, write_durably
 from reinflow.runtime.trees import join, not_finite, split
-from reinflow.storage.checkpoint import MODEL, Checkpoint, load_checkpoint, packed, refuse_not_finite
+from reinflow.storage.checkpoint import Checkpoint, load_checkpoint, packed, refuse_not_finite
+from reinflow.storage.names import MODEL
 from reinflow.storage.sealed import Damaged, seal, unseal
 
 OPTIM, STATE, MANIFEST = "optim.safetensors", "state.json", "manifest.sha256"

@@ -17,6 +17,7 @@ import tyro
 
 from reinflow.cli import run_script
 from reinflow.errors import UserError
+from reinflow.storage.names import BEST
 from reinflow.sweep.configs import select
 from reinflow.sweep.plan import Job, make_plan
 from reinflow.sweep.records import Record
@@ -113,8 +114,6 @@ def run(config: Config, jobs: list[Job]) -> list[Record]:
 
 def plan(config: Config) -> list[Job]:
     """UserError for seeds or counts that can't be."""
-    from reinflow.storage.checkpoint import BEST
-
     try:
         seeds = [int(word) for word in config.seeds.split()]
     except ValueError:

@@ -12,6 +12,7 @@ from typing import Any
 from reinflow.commands import script
 from reinflow.presets import ONLINE_PRESETS
 from reinflow.run.compatibility import FLAGS_ADDED_LATER
+from reinflow.storage.names import under_former_name
 from reinflow.sweep.configs import Variant
 
 SCRIPT = script("train_online_finetune")
@@ -64,13 +65,6 @@ class Job:
             else:
                 words += [f"--{flag}", str(value)]
         return [*words, "--runs_dir", str(self.log_dir), "--exp_name", self.name, "--overwrite", *extra]
-
-
-def under_former_name(path: str) -> str:
-    """The path of a run's best policy as it was before the file got its present name."""
-    from reinflow.storage.checkpoint import BEST, FORMER_BEST
-
-    return path.removesuffix(BEST) + FORMER_BEST if path.endswith(BEST) else path
 
 
 def make_plan(

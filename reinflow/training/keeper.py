@@ -22,7 +22,8 @@ from reinflow.runtime import distributed
 from reinflow.runtime.interrupts import Interrupted, deferred
 from reinflow.runtime.rng import rng_state, set_rng_state
 from reinflow.runtime.trees import copied
-from reinflow.storage.checkpoint import BEST, Checkpoint, load_checkpoint, rename_former_best, save_checkpoint
+from reinflow.storage.checkpoint import Checkpoint, load_checkpoint, rename_former_best, save_checkpoint
+from reinflow.storage.names import BEST
 from reinflow.storage.resumable import latest_training, save_training
 from reinflow.training.config import EvalConfig
 from reinflow.training.evaluation import evaluate
