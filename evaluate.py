@@ -2,12 +2,15 @@
 
     python evaluate.py --checkpoint runs/reinflow-PickCube-v1-seed0 --num_inference_steps 1 2 4 8
 
+    python evaluate.py --checkpoint runs/reinflow-PickCube-v1-seed0/kept/*
+
     python evaluate.py --compare runs/shortcut_flow-PickCube-v1-seed0 runs/reinflow-PickCube-v1-seed0
 
 Writes `evaluation.json`, which lists every episode, and `evaluation.png` next to the checkpoint, or into
-`--output_dir`. `--compare` evaluates two checkpoints on the same episodes, into `comparison.json`, and tells their
-paired difference with its 95 % interval (of successes Agresti & Min's, of returns the normal one). `--capture_video`
-adds `evaluation.mp4`, or the two side by side in `comparison.mp4`.
+`--output_dir`. Of several checkpoints it draws a curve over the steps of their training, `curve.json` and `curve.png`
+(`--keep_every` of the training scripts keeps such checkpoints). `--compare` evaluates two checkpoints on the same
+episodes, into `comparison.json`, and tells their paired difference with its 95 % interval (of successes Agresti &
+Min's, of returns the normal one). `--capture_video` adds `evaluation.mp4`, or the two side by side in `comparison.mp4`.
 """
 
 from __future__ import annotations
@@ -38,8 +41,8 @@ FIRST_SEED = 30_000
 class Config:
     """Evaluate a checkpoint of any stage."""
 
-    checkpoint: str = ""
-    """file or run directory (its best_model.pt)"""
+    checkpoint: tuple[str, ...] = ()
+    """file or run directory (its best_model.safetensors); several of one task are drawn as a curve"""
     compare: tuple[str, str] | None = None
     """two checkpoints of one task, evaluated and filmed from the same start states, instead of `checkpoint`"""
     env: Flat[EnvConfig] = field(default_factory=EnvConfig)
@@ -53,27 +56,29 @@ class Config:
     num_video_envs: int = 9
     """episodes of a video"""
     output_dir: str | None = None
-    """where the results go; None puts them next to the (second) checkpoint"""
+    """where the results go; None puts them next to the last checkpoint"""
     cuda: bool = True
     """use a GPU when there is one"""
 
 
 def main(config: Config) -> None:
-    """Evaluate one checkpoint, or compare two from the same start states."""
+    """Evaluate one checkpoint or several, or compare two from the same start states."""
     if config.compare:
         compare(config, *config.compare)
+    elif len(config.checkpoint) > 1:
+        evaluate_several(config)
     else:
-        evaluate_one(config)
+        evaluate_one(config, *(config.checkpoint or ("",)))
 
 
-def evaluate_one(config: Config) -> None:
+def evaluate_one(config: Config, checkpoint: str) -> None:
     """A table row per number of denoising steps, and a video where asked for."""
     from reinflow.storage.checkpoint import resolve_checkpoint
     from reinflow.training.videos import write_film
 
-    path = resolve_checkpoint(config.checkpoint)
+    path = resolve_checkpoint(checkpoint)
     folder = Path(config.output_dir or path.parent)
-    policy, task = loaded(path, config)
+    policy, task, _ = loaded(path, config)
     results = evaluated(policy, task, config, config.num_inference_steps or (policy.spec.num_inference_steps,))
     scale = policy.spec.initial_noise_scale
     rows = [row_of(num_steps, scale, result) for num_steps, result in results.items()]
@@ -83,23 +88,58 @@ def evaluate_one(config: Config) -> None:
         print(f"wrote {folder / 'evaluation.mp4'}")
 
 
+def evaluate_several(config: Config) -> None:
+    """The same episodes for every checkpoint, and their curve. UserError where they are of different tasks."""
+    from reinflow.storage.checkpoint import resolve_checkpoint
+
+    paths = [resolve_checkpoint(path) for path in config.checkpoint]
+    found = of_one_task([loaded(path, config) for path in paths], "--checkpoint")
+    folder = Path(config.output_dir or paths[-1].parent)
+    rows = []
+    for path, (policy, task, step) in zip(paths, found, strict=True):
+        print(path)
+        results = evaluated(policy, task, config, config.num_inference_steps or (policy.spec.num_inference_steps,))
+        rows += rows_of(path, step, policy, results)
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {"eval_seed": config.evaluation.eval_seed, "results": rows}
+    (folder / "curve.json").write_text(json.dumps(report, indent=2) + "\n")
+    task = found[0][1]
+    draw_curve(rows, folder / "curve.png", f"{task.env_id}, {rows[0]['episodes']} episodes", task.headline)
+    print(f"wrote {folder / 'curve.json'} and {folder / 'curve.png'}")
+
+
+def of_one_task(found: list[tuple[Policy, EnvSpec, int | None]], flag: str) -> list[tuple[Policy, EnvSpec, int | None]]:
+    """What was found; UserError where two of it are of different tasks."""
+    from reinflow.errors import UserError
+
+    tasks = sorted({(task.env_id, task.control_mode) for _, task, _ in found})
+    if len(tasks) > 1:
+        raise UserError(f"{flag} needs policies of one task and control mode, not of {tasks[0]} and {tasks[1]}")
+    return found
+
+
+def rows_of(path: Path, step: int | None, policy: Policy, results: dict[int, Evaluation]) -> list[dict[str, Any]]:
+    """What is written of a checkpoint among others; `step` is where its training was."""
+    scale = policy.spec.initial_noise_scale
+    return [
+        {"checkpoint": str(path), "step": step, **row_of(num_steps, scale, result)}
+        for num_steps, result in results.items()
+    ]
+
+
 def compare(config: Config, first: str, second: str) -> None:
     """Two checkpoints side by side. UserError where they are of different tasks."""
-    from reinflow.errors import UserError
     from reinflow.storage.checkpoint import resolve_checkpoint
     from reinflow.training.videos import write_comparison
 
     paths = [resolve_checkpoint(path) for path in (first, second)]
-    pairs = [loaded(path, config) for path in paths]
-    tasks = [(task.env_id, task.control_mode) for _, task in pairs]
-    if tasks[0] != tasks[1]:
-        raise UserError(f"--compare needs two policies of one task and control mode, not of {tasks[0]} and {tasks[1]}")
+    found = of_one_task([loaded(path, config) for path in paths], "--compare")
     folder = Path(config.output_dir or paths[1].parent)
-    results = [evaluated(policy, task, config, (policy.spec.num_inference_steps,)) for policy, task in pairs]
+    results = [evaluated(policy, task, config, (policy.spec.num_inference_steps,)) for policy, task, _ in found]
     rows = [
-        {"checkpoint": str(path), **row_of(num_steps, policy.spec.initial_noise_scale, result)}
-        for path, (policy, _), one in zip(paths, pairs, results, strict=True)
-        for num_steps, result in one.items()
+        row
+        for path, (policy, _, step), one in zip(paths, found, results, strict=True)
+        for row in rows_of(path, step, policy, one)
     ]
     differences = paired(*(result for one in results for result in one.values()))
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +147,7 @@ def compare(config: Config, first: str, second: str) -> None:
     (folder / "comparison.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"wrote {folder / 'comparison.json'}")
     if config.capture_video:
-        films = [filmed(policy, task, config) for policy, task in pairs]
+        films = [filmed(policy, task, config) for policy, task, _ in found]
         write_comparison(folder / "comparison.mp4", films)
         print(f"wrote {folder / 'comparison.mp4'}, the first checkpoint on the left")
 
@@ -128,14 +168,14 @@ def paired(first: Evaluation, second: Evaluation) -> dict[str, dict[str, float]]
     return {name: {"difference": value, "half_interval": half} for name, (value, half) in named.items()}
 
 
-def loaded(path: Path, config: Config) -> tuple[Policy, EnvSpec]:
-    """A checkpoint's policy and the task that it was trained for."""
+def loaded(path: Path, config: Config) -> tuple[Policy, EnvSpec, int | None]:
+    """A checkpoint's policy, the task that it was trained for, and the step of its run that it is of, where it says."""
     from reinflow.run.run import pick_device
     from reinflow.storage.checkpoint import load_policy
 
     policy, checkpoint = load_policy(path, pick_device(config.cuda))
     policy.spec = policy.spec.starting_with(config.initial_noise_scale)
-    return policy, checkpoint.env_spec
+    return policy, checkpoint.env_spec, checkpoint.meta.get("step")
 
 
 def filmed(policy: Policy, task: EnvSpec, config: Config) -> Film:
@@ -209,29 +249,67 @@ def write_results(rows: list[dict], config: Config, checkpoint: Path, folder: Pa
 
 def plot(rows: list[dict], path: Path, title: str, headline: str) -> None:
     """Success, or the return of a task that is ranked by it, and speed over the number of denoising steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     steps = [str(row["num_inference_steps"]) for row in rows]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    if headline == "return":
-        errors = [1.96 * row["return_error"] for row in rows]
-        left.errorbar(steps, [row["return"] for row in rows], yerr=errors, marker="o", capsize=3)
-        left.set(xlabel="denoising steps K", ylabel="return (95 % interval)")
-    else:
-        for name, marker in (("success_once", "o"), ("success_at_end", "s")):
-            rates = [row[name] for row in rows]
-            errors = [1.96 * (p * (1 - p) / row["episodes"]) ** 0.5 for p, row in zip(rates, rows, strict=True)]
-            left.errorbar(steps, rates, yerr=errors, marker=marker, capsize=3, label=name)
-        left.set(xlabel="denoising steps K", ylabel="success rate (95 % interval)", ylim=(0, 1.02))
-        left.legend(loc="lower right")
+    draw_scores(left, steps, rows, headline)
+    left.set(xlabel="denoising steps K")
     right.bar(steps, [row["policy_calls_per_second"] for row in rows])
     right.set(xlabel="denoising steps K", ylabel="batched policy calls per second")
     figure.suptitle(title)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def draw_curve(rows: list[dict], path: Path, title: str, headline: str) -> None:
+    """The score of every checkpoint over the step of its run, or side by side where those are not told apart by it."""
+    pyplot = drawing()
+    by_k = {row["num_inference_steps"]: [] for row in rows}
+    for row in rows:
+        by_k[row["num_inference_steps"]].append(row)
+    known = all(len({row["step"] for row in line} - {None}) == len(line) for line in by_k.values())
+    figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    for num_steps, line in by_k.items():
+        ordered = sorted(line, key=lambda row: row["step"]) if known else line
+        places = [row["step"] for row in ordered] if known else [label_of(row["checkpoint"]) for row in ordered]
+        draw_scores(axes, places, ordered, headline, f", K = {num_steps}" if len(by_k) > 1 else "")
+    axes.set(xlabel="step of the run" if known else "checkpoint")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def label_of(checkpoint: str) -> str:
+    """The run of a best policy, and any other file by its own name."""
+    path = Path(checkpoint)
+    return path.parent.name if path.stem == "best_model" else path.stem
+
+
+def drawing() -> Any:
+    """Matplotlib's pyplot, without a display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def draw_scores(axes: Any, places: Sequence[Any], rows: list[dict], headline: str, which: str = "") -> None:
+    """What a task is ranked by, with 95 % intervals: its return, or both success rates."""
+    from reinflow.training.evaluation import Z_95
+
+    if headline == "return":
+        values, errors = [row["return"] for row in rows], [Z_95 * row["return_error"] for row in rows]
+        axes.errorbar(places, values, yerr=errors, marker="o", capsize=3, label=f"return{which}")
+        axes.set(ylabel="return (95 % interval)")
+        return
+    for name, marker in (("success_once", "o"), ("success_at_end", "s")):
+        rates = [row[name] for row in rows]
+        errors = [Z_95 * (p * (1 - p) / row["episodes"]) ** 0.5 for p, row in zip(rates, rows, strict=True)]
+        axes.errorbar(places, rates, yerr=errors, marker=marker, capsize=3, label=f"{name}{which}")
+    axes.set(ylabel="success rate (95 % interval)", ylim=(0, 1.02))
+    axes.legend(loc="lower right")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python train_aw_shortcut_flow.py --pretrained_path runs/shortcut_flow-PickCube-v1-seed0
 
-Without `--pretrained_path` it starts from scratch. Writes `runs/aw_shortcut_flow-<env_id>-seed<seed>/best_model.pt`,
-which carries V, and the return that it predicts, for Stage 3.
+Without `--pretrained_path` it starts from scratch. Writes `best_model.safetensors` into
+`runs/aw_shortcut_flow-<env_id>-seed<seed>`, which carries V, and the return that it predicts, for Stage 3.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Config:
     """Stage 3: online fine-tuning."""
 
     pretrained_path: str = ""
-    """checkpoint of Stage 1 or 2: a file or a run directory (its best_model.pt)"""
+    """checkpoint of Stage 1 or 2: a file or a run directory (its best_model.safetensors)"""
     num_inference_steps: int | None = None
     """denoising steps K that are fine-tuned; None takes the checkpoint's"""
     initial_noise_scale: float | None = None
@@ -64,7 +64,7 @@ def main(config: Config) -> None:
     from reinflow.types import Objective
 
     if not config.pretrained_path:
-        raise UserError("--pretrained_path is missing: pass a run directory or a best_model.pt of Stage 1 or Stage 2")
+        raise UserError("--pretrained_path is missing: pass a run directory or checkpoint of Stage 1 or Stage 2")
     checkpoint = load_checkpoint(config.pretrained_path)
     env_config = config.env.completed(checkpoint.env_spec, checkpoint.objective)
     ppo = config.ppo.completed(checkpoint.objective)

@@ -2,7 +2,7 @@
 
     python train_shortcut_flow.py --env_id PickCube-v1 --demo_path demos/PickCube-v1/trajectory.h5
 
-Writes `runs/shortcut_flow-<env_id>-seed<seed>/best_model.pt`, which Stages 2 and 3 start from.
+Writes `runs/shortcut_flow-<env_id>-seed<seed>/best_model.safetensors`, which Stages 2 and 3 start from.
 """
 
 from __future__ import annotations

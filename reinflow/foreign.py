@@ -1,7 +1,7 @@
 """Converts a .pt file that torch.save wrote into a checkpoint of this project, without running anything that it holds.
 
-    python -m reinflow.foreign OLD.pt NEW.pt                        # this project's own first format
-    python -m reinflow.foreign OLD.pt NEW.pt --like best_model.pt   # another code's weights of the same network
+    python -m reinflow.foreign OLD.pt NEW.safetensors                    # this project's own first format
+    python -m reinflow.foreign OLD.pt NEW.safetensors --like RUN_DIR     # another code's weights of the same network
 
 Weights are matched by the end of their names and by shape; every match is printed, and a gap is refused. Task, horizons
 and normalisers come from the checkpoint that `--like` names.

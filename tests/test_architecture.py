@@ -43,6 +43,9 @@ MAY_IMPORT = {
     | {"h5py", "transforms3d", "mplib", "reinflow.recording", "reinflow.envs", "reinflow.data"},
     "reinflow/agent.py": TENSORS
     | {"nets", "reinflow.algos", "reinflow.storage", "reinflow.errors", "reinflow.policies", "reinflow.types"},
+    "reinflow/inference.py": CORE
+    | TENSORS
+    | {f"reinflow.{name}" for name in ("envs", "policies", "run.run", "storage", "training.evaluation")},
     "reinflow/training/learner.py": {"torch", "reinflow.policies.base", "reinflow.types"},
     "reinflow/training/health.py": {"reinflow.algos.guard"},
     "reinflow/training/ranking.py": {"reinflow.training.evaluation", "reinflow.types"},

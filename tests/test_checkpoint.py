@@ -18,6 +18,7 @@ from reinflow.storage.checkpoint import (
     load_policy,
     load_state_,
     packed,
+    rename_former_best,
     save_checkpoint,
 )
 from reinflow.storage.sealed import seal, unseal
@@ -39,7 +40,7 @@ def saved(path, policy=None, **fields) -> Checkpoint:
 
 def test_a_policy_comes_back_with_the_same_actions(tmp_path):
     policy = build_policy(SPEC).eval()
-    saved(tmp_path / "best_model.pt", policy, meta={"step": 7}, extra={"sizes": [1, 2]})
+    saved(tmp_path / "best_model.safetensors", policy, meta={"step": 7}, extra={"sizes": [1, 2]})
     loaded, checkpoint = load_policy(tmp_path, "cpu")
     assert (checkpoint.policy_spec, checkpoint.env_spec) == (SPEC, ENV)
     assert (checkpoint.meta, checkpoint.extra, checkpoint.parts) == ({"step": 7}, {"sizes": [1, 2]}, {})
@@ -51,7 +52,7 @@ def test_a_policy_comes_back_with_the_same_actions(tmp_path):
 
 def test_what_v_predicts_comes_back_and_older_files_do_not_say_it(tmp_path):
     objective = Objective(0.97, "sparse", terminate_on_success=True)
-    path = tmp_path / "best_model.pt"
+    path = tmp_path / "best_model.safetensors"
     saved(path, objective=objective)
     assert load_checkpoint(path).objective == objective
     tensors, description = unseal(path.read_bytes())
@@ -65,7 +66,7 @@ def test_what_v_predicts_comes_back_and_older_files_do_not_say_it(tmp_path):
 
 
 def test_parts_come_back_by_name_and_an_older_file_has_v_alone_or_none(tmp_path):
-    path = tmp_path / "best_model.pt"
+    path = tmp_path / "best_model.safetensors"
     parts = {"critic": {"v": torch.ones(2)}, "q": {"q.v": torch.zeros(3), "w": torch.ones(1)}, "empty": {}}
     saved(path, parts=parts)
     found = load_checkpoint(path).parts
@@ -85,7 +86,7 @@ def test_what_is_missing_is_named_with_the_stage_that_makes_it(tmp_path):
 
 
 def test_every_flipped_byte_of_a_file_is_noticed_and_every_cut(tmp_path):
-    path = tmp_path / "best_model.pt"
+    path = tmp_path / "best_model.safetensors"
     saved(path)
     whole = path.read_bytes()
     places = [*range(0, 400, 7), *range(400, len(whole), len(whole) // 50)]
@@ -93,7 +94,7 @@ def test_every_flipped_byte_of_a_file_is_noticed_and_every_cut(tmp_path):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 8
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"best_model\.pt is damaged or not a checkpoint"):
+        with pytest.raises(UserError, match=r"best_model\.safetensors is damaged or not a checkpoint"):
             load_checkpoint(path)
     for size in (0, 4, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
@@ -103,8 +104,8 @@ def test_every_flipped_byte_of_a_file_is_noticed_and_every_cut(tmp_path):
 
 def test_any_safetensors_reader_opens_the_file(tmp_path):
     policy = build_policy(SPEC)
-    saved(tmp_path / "best_model.pt", policy)
-    tensors = load_file(tmp_path / "best_model.pt")
+    saved(tmp_path / "best_model.safetensors", policy)
+    tensors = load_file(tmp_path / "best_model.safetensors")
     assert {f"policy.{name}" for name in policy.state_dict()} == set(tensors)
 
 
@@ -178,16 +179,16 @@ def test_dimensions_that_do_not_fit_are_listed_per_key(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "best_model.pt"
+    path = tmp_path / "best_model.safetensors"
     saved(path, meta={"step": 1})
     with pytest.raises(TypeError):
         saved(path, extra={"function": lambda: None})
     assert load_checkpoint(path).meta == {"step": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["best_model.pt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["best_model.safetensors"]
 
 
 def test_weights_that_are_not_finite_are_neither_written_nor_loaded(tmp_path):
-    path = tmp_path / "best_model.pt"
+    path = tmp_path / "best_model.safetensors"
     policy = build_policy(SPEC)
     saved(path, policy, meta={"step": 1})
     broken = {name: value.clone() for name, value in policy.state_dict().items()}
@@ -199,6 +200,26 @@ def test_weights_that_are_not_finite_are_neither_written_nor_loaded(tmp_path):
     path.write_bytes(seal({f"policy.{name}": value for name, value in broken.items()}, without_seal(description)))
     with pytest.raises(UserError, match="NaN or infinite weights"):
         load_checkpoint(path)
+
+
+def test_the_best_policy_of_a_run_is_found_under_its_name_and_under_its_former_one(tmp_path):
+    now, then = tmp_path / "now", tmp_path / "then"
+    saved(now / "best_model.safetensors", meta={"step": 1})
+    saved(then / "best_model.pt", meta={"step": 2})
+    for run, step in ((now, 1), (then, 2)):
+        for path in (run, run / "best_model.pt", run / "best_model.safetensors"):
+            assert load_checkpoint(path).meta == {"step": step}
+    with pytest.raises(UserError, match="there is no checkpoint at"):
+        load_checkpoint(now / "other.pt")
+
+
+def test_a_resumed_older_run_has_one_best_policy_under_the_name_of_today(tmp_path):
+    saved(tmp_path / "best_model.pt", meta={"step": 1})
+    rename_former_best(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["best_model.safetensors"]
+    saved(tmp_path / "best_model.pt", meta={"step": 2})  # of whoever puts another one there
+    rename_former_best(tmp_path)
+    assert load_checkpoint(tmp_path).meta == {"step": 1}
 
 
 @pytest.mark.parametrize("still", [(0.0, None), (-0.5, 0.0)])

@@ -301,14 +301,14 @@ def test_a_start_that_torchrun_repeats_leaves_an_earlier_run_alone(tmp_path):
     earlier = tmp_path / "runs/run"
     earlier.mkdir(parents=True)
     (earlier / "config.json").write_text('{"config": {}, "flags": {}, "argv": [], "versions": {}}')
-    (earlier / "best_model.pt").write_text("of days")
+    (earlier / "best_model.safetensors").write_text("of days")
     done = subprocess.run(
         [*TORCHRUN, "--max_restarts", "1", TRAIN, *words], cwd=tmp_path, env=environment(), capture_output=True,
         text=True, timeout=HANGS, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("runs/run exists") == 2, done.stderr
-    assert (earlier / "best_model.pt").read_text() == "of days"
+    assert (earlier / "best_model.safetensors").read_text() == "of days"
 
 
 def test_a_process_that_can_not_say_why_it_ends_ends(monkeypatch):

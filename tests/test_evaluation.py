@@ -319,7 +319,7 @@ def test_evaluations_are_written_episode_by_episode_and_compared_pair_by_pair(tm
     module = script("evaluate")
     spec = toy(1).spec
     policies = {"first": random_policy(spec), "second": random_policy(spec)}
-    monkeypatch.setattr(module, "loaded", lambda path, config: (policies[path.stem], spec))
+    monkeypatch.setattr(module, "loaded", lambda path, config: (policies[path.stem], spec, None))
     monkeypatch.setattr("reinflow.storage.checkpoint.resolve_checkpoint", lambda path: tmp_path / f"{path}.pt")
     flags = ["--num_eval_envs", "4", "--num_eval_episodes", "6", "--no-cuda"]
     module.main(parse(module.Config, ["--compare", "first", "second", *flags]))

@@ -1,4 +1,4 @@
-"""What the keeper writes to `best_model.pt`, decided by scripted evaluations."""
+"""What the keeper writes to `best_model.safetensors`, decided by scripted evaluations."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def metrics_of(once: float, at_end: float, return_: float = 0.0, error: float = 
 
 
 def kept(tmp_path, monkeypatch, scores: list[tuple[float, float]], prefer_newer: bool) -> tuple[int, list[float]]:
-    """The place in `scores` of what best_model.pt holds in the end, and the highest success after each evaluation."""
+    """The place in `scores` of what is kept as best in the end, and the highest success after each evaluation."""
     keeper = keeper_of(tmp_path, monkeypatch, scores, prefer_newer=prefer_newer)
     highest = [keeper.evaluate(None, place)["eval/best_success_once"] for place in range(len(scores))]
-    return load_checkpoint(tmp_path / "best_model.pt").meta["step"], highest
+    return load_checkpoint(tmp_path / "best_model.safetensors").meta["step"], highest
 
 
 def test_standard_error_by_hand():
@@ -96,8 +96,17 @@ def test_the_kept_policy_has_the_critic_of_its_own_iteration(tmp_path, monkeypat
     for place in range(len(scores)):
         keeper.evaluate(None, place)
     keeper.hand_over({"critic": {"v": torch.tensor(9.0)}})
-    best = load_checkpoint(tmp_path / "best_model.pt")
+    best = load_checkpoint(tmp_path / "best_model.safetensors")
     assert (best.meta["step"], best.parts["critic"]["v"].item()) == (step, critic)
+
+
+def test_policies_that_are_to_stay_are_kept_beside_the_best_one(tmp_path, monkeypatch):
+    keeper = keeper_of(tmp_path, monkeypatch, [(0.5, 0.5), (0.8, 0.8), (0.7, 0.7)])
+    for place, keep in enumerate((True, False, True)):
+        keeper.evaluate(None, 10 * place, keep)
+    kept_steps = [load_checkpoint(path).meta["step"] for path in sorted((tmp_path / "kept").iterdir())]
+    assert kept_steps == [0, 20]
+    assert load_checkpoint(tmp_path).meta["step"] == 10
 
 
 def test_a_state_that_is_older_than_what_describes_its_policy_and_task_now_goes_on(tmp_path, monkeypatch):
@@ -124,7 +133,7 @@ def test_a_task_that_is_ranked_by_its_return_keeps_the_highest_one(tmp_path, mon
     scores = [(0.0, 0.0, value, 1.5) for value in returns]
     keeper = keeper_of(tmp_path, monkeypatch, scores, prefer_newer=True, task=RANKED)
     highest = [keeper.evaluate(None, step)["eval/best_return"] for step in range(3)]
-    assert load_checkpoint(tmp_path / "best_model.pt").meta["step"] == place
+    assert load_checkpoint(tmp_path / "best_model.safetensors").meta["step"] == place
     assert highest == [-40.0, -33.0, -33.0]
 
 

@@ -76,7 +76,7 @@ def test_all_stages_pass_on_real_maniskill_and_leave_their_files(passed: Path):
     for name in ("shortcut_flow", "aw_shortcut_flow", "reinflow"):
         folder = passed / "runs" / f"{name}-PickCube-v1-seed0"
         assert json.loads((folder / "status.json").read_text())["state"] == "done"
-        assert (folder / "best_model.pt").is_file()
+        assert (folder / "best_model.safetensors").is_file()
         assert states(folder)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+import evaluate
 import train_shortcut_flow
 from reinflow.cli import parse
 from reinflow.envs.toy import ToyEnv
@@ -24,7 +25,7 @@ from reinflow.errors import UserError
 from reinflow.runtime import interrupts
 from reinflow.runtime.interrupts import Interrupted
 from reinflow.runtime.trees import copied, split
-from reinflow.storage.checkpoint import MODEL
+from reinflow.storage.names import MODEL
 from reinflow.storage.resumable import FILES, MANIFEST, latest_training, manifest, save_training, states
 from reinflow.storage.sealed import seal, unseal
 from tests.small import STAGES, demo_file, run_stage
@@ -49,7 +50,7 @@ def assert_equal(folder: Path, first: str, second: str) -> None:
     mine, theirs = final(folder, first), final(folder, second)
     assert mine.keys() == theirs.keys()
     assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
-    best = [(folder / "runs" / name / "best_model.pt").read_bytes() for name in (first, second)]
+    best = [(folder / "runs" / name / "best_model.safetensors").read_bytes() for name in (first, second)]
     assert best[0] == best[1]
 
 
@@ -262,3 +263,28 @@ def test_a_state_from_before_all_loops_had_one_trainer_goes_on_to_the_bit(folder
             as_before_the_trainer(folder / "runs" / name)
         run_stage(3, folder, name, "--resume", str(folder / "runs" / name), "--total_timesteps", "480")
     assert_equal(folder, "of today", "of then")
+
+
+def test_an_older_run_goes_on_and_its_best_policy_gets_the_name_of_today(folder):
+    run = folder / "runs" / "named"
+    run_stage(1, folder, "named")
+    (run / "best_model.safetensors").rename(run / "best_model.pt")
+    description = json.loads((run / "config.json").read_text())
+    del description["flags"]["keep_every"]  # which it did not have either
+    (run / "config.json").write_text(json.dumps(description))
+    run_stage(2, folder, "from it", "--pretrained_path", str(run / "best_model.safetensors"))
+    run_stage(1, folder, "named", "--resume", str(run), "--total_iters", "13")
+    assert [path.name for path in run.glob("best_model*")] == ["best_model.safetensors"]
+
+
+def test_a_run_keeps_the_policy_of_every_second_evaluation_and_draws_its_curve(folder, capsys):
+    # evaluations after 0, 4, 8 and 12 iterations: every second one, and the last
+    run_stage(1, folder, "kept", "--keep_every", "2")
+    kept = sorted((folder / "runs" / "kept" / "kept").iterdir())
+    assert [path.name for path in kept] == [f"step_{step:012d}.safetensors" for step in (0, 8, 12)]
+    flags = ["--num_eval_envs", "2", "--num_eval_episodes", "2", "--no-cuda", "--output_dir", str(folder / "curve")]
+    evaluate.main(parse(evaluate.Config, ["--checkpoint", *map(str, kept), *flags]))
+    rows = json.loads((folder / "curve" / "curve.json").read_text())["results"]
+    assert [(row["step"], row["episodes"]) for row in rows] == [(0, 2), (8, 2), (12, 2)]
+    assert (folder / "curve" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.count("success_once") == 3

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import random
@@ -9,6 +10,8 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ import torch
 
 from reinflow.cli import Flat, parse
 from reinflow.errors import UserError
+from reinflow.run import wandb_mode
 from reinflow.run.config import RunConfig
 from reinflow.run.metrics import JsonlSink, MetricsLog, rewind_jsonl, to_host
 from reinflow.run.progress import clock
@@ -238,6 +242,9 @@ def test_tensors_reach_the_host_exactly():
     assert to_host(metrics) == {"a": 16_777_217.0, "b": 0.5, "c": 0.25}
 
 
+SINK: dict[str, Any] = {"log": lambda metrics, step: None, "finish": lambda: None}
+
+
 class Recorder:
     """A tracker that keeps what it gets, and may stall or raise first."""
 
@@ -323,6 +330,57 @@ def test_offline_wandb_needs_no_network(tmp_path, monkeypatch):
         run.log({"a": 1.0}, step=1)
     assert run.alarms == []
     assert list((tmp_path / "toy-seed0" / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.parametrize(
+    ("server", "key", "trouble"),
+    [("silent", "0" * 40, "does not answer"), ("answering", None, "there is no login"), ("answering", "0" * 40, None)],
+)
+def test_a_run_starts_wandb_offline_with_a_warning_where_it_could_not_log(tmp_path, monkeypatch, server, key, trouble):
+    import wandb
+
+    asked = []
+    url = "http://127.0.0.1:9"
+    settings = SimpleNamespace(mode="online", base_url=url)
+    monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=settings))
+    monkeypatch.setattr(wandb, "login", lambda prompt, verify: asked.append(prompt) or key is not None)
+    monkeypatch.setattr(wandb, "init", lambda **given: SimpleNamespace(mode=given["mode"], **SINK))
+    if server == "answering":
+        monkeypatch.setattr(wandb_mode, "answers", lambda asked_for: asked_for == url)
+    with open_run(tmp_path, track=True) as run:
+        warned = list(run.alarms)  # before anything is logged
+        run.log({"a": 1.0}, step=1)
+    assert run.alarms == warned
+    assert [trouble in warning for warning in warned] == ([True] if trouble else [])
+    assert run._wandb_mode == ("offline" if trouble else None)
+    assert not any(asked)
+
+
+def test_a_server_that_refuses_is_there_and_one_that_is_not_is_told_from_it():
+    refusing = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)  # 501 to everything
+    thread = threading.Thread(target=refusing.handle_request, daemon=True)
+    thread.start()
+    assert wandb_mode.answers(f"http://127.0.0.1:{refusing.server_port}")
+    thread.join(HANGS)
+    refusing.server_close()
+    assert not wandb_mode.answers(f"http://127.0.0.1:{refusing.server_port}")
+    assert not wandb_mode.answers("no address")
+
+
+def test_all_trackers_together_are_waited_for_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("reinflow.run.trackers.CLOSING_SECONDS", 0.2)
+    released = threading.Event()
+    log = MetricsLog(lambda line: None, failed=lambda what, error: None)
+    log.open(tmp_path / "metrics.jsonl")
+    for name in "abcdefghij":
+        log.track(name, lambda: Recorder(lambda: released.wait(HANGS)))
+    log.write({"a": 1.0}, 1)
+    waited = []
+    monkeypatch.setattr("reinflow.run.trackers.left", lambda deadline: waited.append(deadline) or 0.0)
+    log.close()
+    released.set()
+    assert len(waited) == 20
+    assert len(set(waited)) == 1
 
 
 def test_clock_by_hand():

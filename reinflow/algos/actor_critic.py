@@ -86,7 +86,7 @@ class ActorCritic(nn.Module):
     def view(self, obs: Obs) -> View:
         """Encode an observation once, for acting, for V and for the update that follows."""
         cond = self.encode(obs)
-        stored = {name: obs[name] for name in self.policy.encoder.names} if self.trains_encoder else cond
+        stored = {name: obs[name] for name in self.policy.spec.observed} if self.trains_encoder else cond
         return View(cond, critic=obs["privileged"][:, -1] if self.privileged else cond, stored=stored)
 
     def augmented(self, obs: Obs, generator: torch.Generator | None = None) -> Obs:

@@ -50,7 +50,7 @@ class Shutter:
         env._get_obs_sensor_data = pictures_if_open
 
 
-def frame_of(env: Any, obs: Any) -> dict[str, Tensor]:
+def frame_of(obs: Any, device: torch.device) -> dict[str, Tensor]:
     """One frame in the project's form from ManiSkill's observation, copied out of the simulator's buffers."""
     from mani_skill.utils.common import flatten_state_dict
 
@@ -59,8 +59,8 @@ def frame_of(env: Any, obs: Any) -> dict[str, Tensor]:
     state = obs.get("state")
     if state is None:
         parts = {"agent": obs["agent"], "extra": obs["extra"]}
-        state = flatten_state_dict(parts, use_torch=True, device=env.device)
-    return {"state": state.clone(), **stacked_pictures(obs["sensor_data"])}
+        state = flatten_state_dict(parts, use_torch=True, device=device)
+    return {"state": state.clone(), **stacked_pictures(obs.get("sensor_data", {}))}
 
 
 def stacked_pictures(sensor_data: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:

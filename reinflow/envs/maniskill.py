@@ -129,7 +129,7 @@ class ManiSkillEnv:
         return StepResult(self._frame(obs, info), reward.float().clone(), success.clone(), terminated)
 
     def _frame(self, obs: Any, info: dict[str, Any]) -> dict[str, Tensor]:
-        frame = frame_of(self.env, obs)
+        frame = frame_of(obs, self.env.device)
         if self.privileged:
             frame["privileged"] = privileged_state(self.env, info)
         return frame

@@ -28,11 +28,6 @@ class ObsEncoder(nn.Module):
             self.picture_normalizer = PictureNormalizer(channels, spec.image.height, spec.image.width)
             self.visual = visual_encoder(spec, spec.image, channels)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Keys of an observation that it reads."""
-        return ("state", *(self.image.names if self.image else ()))
-
     def fit_normalizers_(self, states: Float[Tensor, "m s"], pictures: Obs | None = None) -> None:
         """Take the statistics of the demonstrations; `pictures` are some histories of them."""
         self.state_normalizer.fit_(states)

@@ -131,6 +131,11 @@ class PolicySpec(PolicyConfig):
         return self.obs_horizon * (self.state_dim + (self.visual_feature_dim if self.image else 0))
 
     @property
+    def observed(self) -> tuple[str, ...]:
+        """Keys of an observation that the policy reads."""
+        return ("state", *(self.image.names if self.image else ()))
+
+    @property
     def executed(self) -> slice:
         """Rows of a predicted chunk that the env executes, from that of the newest observation on."""
         return executed_slice(self.obs_horizon, self.act_horizon)

@@ -16,7 +16,7 @@ from reinflow.runtime.files import SOURCES
 
 FREE = frozenset({
     "total_timesteps", "total_iters", "log_freq", "eval_freq", "save_freq",
-    "track", "wandb_project_name", "wandb_entity", "capture_video", "num_video_envs",
+    "keep_every", "track", "wandb_project_name", "wandb_entity", "capture_video", "num_video_envs",
     "runs_dir", "exp_name", "resume", "overwrite", "allow_changes", "num_threads", "num_workers",
 })  # fmt: skip
 """flags that may change; a longer run follows the learning rate and noise of its new length"""

@@ -18,7 +18,7 @@ class RunConfig:
     cuda: bool = True
     """use a GPU when there is one"""
     track: bool = False
-    """log to wandb as well; WANDB_MODE=offline needs no network"""
+    """log to wandb as well; WANDB_MODE=offline needs no network, and so it is where there is no login or no answer"""
     wandb_project_name: str = "ManiSkill_ReinFlow"
     """wandb project"""
     wandb_entity: str | None = None
@@ -27,6 +27,9 @@ class RunConfig:
     """film every evaluation, which needs a Vulkan driver: one tiled mp4 in the run's `videos`"""
     num_video_envs: int = 9
     """episodes of a video"""
+    keep_every: int = 0
+    """evaluations between policies that stay in the run's `kept`, those of the first and the last among them; 0 keeps
+    the best alone"""
     runs_dir: str = "runs"
     """folder of all runs"""
     resume: str | None = None

@@ -9,12 +9,12 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from reinflow.run.trackers import Sink, Tracker
+from reinflow.run.trackers import CLOSING_SECONDS, Sink, Tracker, close_all
 from reinflow.runtime.files import plain, replace
 
 Metrics = Mapping[str, "float | int | Tensor"]
@@ -99,8 +99,17 @@ class WandbSink:
 
     name = "wandb"
 
-    def __init__(self, folder: Path, project: str, entity: str | None, config: dict[str, Any], run_id: str):
-        """A resumed run goes on under its `run_id`."""
+    def __init__(
+        self,
+        folder: Path,
+        project: str,
+        entity: str | None,
+        config: dict[str, Any],
+        run_id: str,
+        *,
+        mode: Literal["offline"] | None = None,
+    ):
+        """A resumed run goes on under its `run_id`; `mode` None is what wandb's own settings say."""
         import wandb
 
         self.run = wandb.init(
@@ -111,6 +120,9 @@ class WandbSink:
             config=plain(config),
             id=run_id,
             resume="allow",
+            mode=mode,
+            # a server that was lost during the run is not waited for, neither here nor when the interpreter ends
+            settings=wandb.Settings(finish_timeout=CLOSING_SECONDS / 2),
         )
 
     def write(self, metrics: dict[str, float], step: int) -> None:
@@ -164,8 +176,7 @@ class MetricsLog:
                 self._file.close()
             except OSError as error:
                 self.failed(self._file.name, error)
-        for tracker in self._trackers:
-            tracker.close()
+        close_all(self._trackers)
         self._file, self._trackers = None, []
 
 

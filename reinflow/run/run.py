@@ -16,7 +16,7 @@ import traceback
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -28,6 +28,7 @@ from reinflow.run.directory import RunDir, TextLog, describe_run, read_config, w
 from reinflow.run.metrics import Metrics, MetricsLog, TensorBoardSink, WandbSink, rewind_jsonl, to_host
 from reinflow.run.progress import Progress
 from reinflow.run.status import HEADLINES, Status
+from reinflow.run.wandb_mode import usable_mode
 from reinflow.runtime import distributed
 from reinflow.runtime.interrupts import Interrupted, listening
 from reinflow.runtime.rng import seed_globals
@@ -69,6 +70,7 @@ class Run:
         self._logs = MetricsLog(self.alarm, self.write_failed)
         self._purge_step: int | None = None
         self._description = description
+        self._wandb_mode: Literal["offline"] | None = None
         self._began = self.resumed
 
     @classmethod
@@ -98,6 +100,10 @@ class Run:
         self.status(state="running")
         processes = f", {distributed.world_size()} processes" if distributed.active() else ""
         self.say(f"run {self.dir} on {self.device}{processes}")
+        if self.config.track:
+            self._wandb_mode, warning = usable_mode(self.dir)
+            if warning:
+                self.alarm(warning)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -178,8 +184,8 @@ class Run:
         self._logs.track("TensorBoard", lambda: TensorBoardSink(self.dir, self._purge_step))
         if config.track:
             project, entity = config.wandb_project_name, config.wandb_entity
-            flags, run_id = description["flags"], description["tracker_id"]
-            self._logs.track("wandb", lambda: WandbSink(self.dir, project, entity, flags, run_id))
+            flags, run_id, mode = description["flags"], description["tracker_id"], self._wandb_mode
+            self._logs.track("wandb", lambda: WandbSink(self.dir, project, entity, flags, run_id, mode=mode))
 
     def _write_text(self, line: str) -> None:
         self._text.write(f"{time.strftime('%H:%M:%S')} {line}\n")

@@ -9,13 +9,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 QUEUED = 1_000
 """writes that wait for a slow tracker"""
-CLOSING_SECONDS = 20.0
-"""how long the end of a run waits for a tracker to send what is queued"""
+CLOSING_SECONDS = 10.0
+"""how long the end of a run waits for all of its trackers to send what is queued"""
 
 
 class Sink(Protocol):
@@ -59,19 +59,17 @@ class Tracker:
             if self.lost == 1:
                 self._warn(f"the {self.name} log does not keep up and loses metrics; metrics.jsonl has them all")
 
-    def close(self) -> None:
-        """Wait for the thread, but not for ever; one that stalls dies with the process."""
-        seconds = CLOSING_SECONDS
-        deadline = time.monotonic() + seconds
+    def close(self, deadline: float) -> None:
+        """Wait for the thread until `deadline` of the monotonic clock; one that stalls dies with the process."""
         try:
-            self._queue.put(None, timeout=seconds)
+            self._queue.put(None, timeout=left(deadline))
         except queue.Full:
             pass
         else:
-            self._thread.join(max(deadline - time.monotonic(), 0))
+            self._thread.join(left(deadline))
         self._tell()
         if self._thread.is_alive():
-            self._warn(f"the {self.name} log did not finish within {seconds:g} s and was left behind")
+            self._warn(f"the {self.name} log did not finish in time and was left behind")
 
     def _tell(self) -> None:
         if self._failure is not None and not self._told:
@@ -81,12 +79,24 @@ class Tracker:
     def _work(self) -> None:
         try:
             sink = self._make()
-        except Exception as error:  # third-party trackers raise anything, and no tracker is worth a training run
+        except BaseException as error:  # third-party trackers raise anything, and no tracker is worth a training run
             self._failure = f"no {self.name} log: {type(error).__name__}: {error}"
             return
         try:
             while (item := self._queue.get()) is not None:
                 sink.write(*item)
             sink.close()
-        except Exception as error:  # as above: a full disk or a lost server
+        except BaseException as error:  # as above: a full disk or a lost server
             self._failure = f"the {self.name} log stopped: {type(error).__name__}: {error}"
+
+
+def close_all(trackers: Sequence[Tracker]) -> None:
+    """Wait for all of them together no longer than `CLOSING_SECONDS`."""
+    deadline = time.monotonic() + CLOSING_SECONDS
+    for tracker in trackers:
+        tracker.close(deadline)
+
+
+def left(deadline: float) -> float:
+    """Seconds until then, 0 afterwards."""
+    return max(deadline - time.monotonic(), 0.0)

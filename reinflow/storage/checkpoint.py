@@ -1,8 +1,8 @@
 """Checkpoints: everything that the next stage or an evaluation needs, in one file that is complete or absent.
 
 A file is sealed (`reinflow.storage.sealed`): safetensors and JSON, so opening a stranger's checkpoint runs none of its
-code, and a changed byte is noticed. `best_model.pt` of a run and `model.safetensors` of its resumable states are such
-files.
+code, and a changed byte is noticed. `best_model.safetensors` of a run and `model.safetensors` of its resumable states
+are such files.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from reinflow.errors import UserError
 from reinflow.policies.spec import PolicySpec
 from reinflow.runtime.files import flush_folder, replace
 from reinflow.runtime.trees import not_finite
+from reinflow.storage.names import BEST, FORMER_BEST, MODEL
 from reinflow.storage.sealed import Damaged, seal, unseal
 from reinflow.types import EnvSpec, Headline, ImageSpec, Objective
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 FORMAT = "reinflow-checkpoint"
 FORMAT_VERSION = 2
-BEST, MODEL = "best_model.pt", "model.safetensors"
 POLICY = "policy"
 """what the names of its tensors start with in a file, as those of every part do with the part's"""
 LEGACY_MAGICS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")
@@ -100,18 +100,30 @@ def refuse_not_finite(tensors: dict[str, Tensor]) -> None:
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """The file itself, or that of a run's or a resumable state's directory; UserError where there is none."""
+    """The file itself, its other name, or the file of a run's or a resumable state's directory.
+
+    UserError where there is none.
+    """
     path = Path(path)
     if not str(path).strip() or str(path) == ".":
         raise UserError(f"no checkpoint was named: {MAKE_ONE}")
     if path.is_dir():
-        for name in (BEST, MODEL):
+        for name in (BEST, FORMER_BEST, MODEL):
             if (path / name).is_file():
                 return path / name
         raise UserError(f"{path} has no {BEST} (its run has not been evaluated yet): {MAKE_ONE}")
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint at {path}: {MAKE_ONE}")
-    return path
+    names = (path.name, BEST, FORMER_BEST) if path.name in (BEST, FORMER_BEST) else (path.name,)
+    for name in names:
+        if path.with_name(name).is_file():
+            return path.with_name(name)
+    raise UserError(f"there is no checkpoint at {path}: {MAKE_ONE}")
+
+
+def rename_former_best(run_dir: Path) -> None:
+    """Give the best policy of an older run its name of today, so that a later best one does not stand beside it."""
+    former, best = run_dir / FORMER_BEST, run_dir / BEST
+    if former.is_file() and not best.exists():
+        former.rename(best)
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -153,7 +165,7 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if data.startswith(LEGACY_MAGICS):
         raise UserError(
             f"{path} was written by torch.save, which this project does not open: convert it with "
-            f"python -m reinflow.foreign {path} NEW.pt"
+            f"python -m reinflow.foreign {path} NEW.safetensors"
         )
     try:
         return unseal(data)

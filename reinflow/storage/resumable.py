@@ -1,6 +1,6 @@
 """The resumable states of a run: `checkpoints/step_<N>/`, each complete or absent, newest verified one first.
 
-    model.safetensors    the policy, the same file that best_model.pt is
+    model.safetensors    the policy, the same file that best_model.safetensors is
     optim.safetensors    the other tensors: optimisers, averages, envs, random states
     state.json           everything else, with the places of those tensors
     manifest.sha256      digests of the three, as `sha256sum --check` reads them
@@ -27,7 +27,8 @@ from torch import Tensor
 from reinflow.errors import UserError
 from reinflow.runtime.files import flush_folder, write_durably
 from reinflow.runtime.trees import join, not_finite, split
-from reinflow.storage.checkpoint import MODEL, Checkpoint, load_checkpoint, packed, refuse_not_finite
+from reinflow.storage.checkpoint import Checkpoint, load_checkpoint, packed, refuse_not_finite
+from reinflow.storage.names import MODEL
 from reinflow.storage.sealed import Damaged, seal, unseal
 
 OPTIM, STATE, MANIFEST = "optim.safetensors", "state.json", "manifest.sha256"

@@ -1,6 +1,6 @@
 """Runs the guide's 22-configuration ablation over the GPUs, or the cores, of this machine or of a cluster.
 
-./sweep_reinflow_parallel.sh --gpus "0 1 2 3" --env PickCube-v1 --pretrained-path runs/.../best_model.pt
+./sweep_reinflow_parallel.sh --gpus "0 1 2 3" --env PickCube-v1 --pretrained-path runs/EXP_NAME
 ./sweep_reinflow_parallel.sh --configs "baseline:default warmup" --seeds "0 1 2" --dry-run
 ./sweep_reinflow_parallel.sh --executor slurm --slurm "slurm_partition=gpu timeout_min=720"
 """
@@ -17,6 +17,7 @@ import tyro
 
 from reinflow.cli import run_script
 from reinflow.errors import UserError
+from reinflow.storage.names import BEST
 from reinflow.sweep.configs import select
 from reinflow.sweep.plan import Job, make_plan
 from reinflow.sweep.records import Record
@@ -123,7 +124,7 @@ def plan(config: Config) -> list[Job]:
         raise UserError(f"--jobs-per-gpu {config.jobs_per_gpu} must be at least 1")
     env = config.env or "PickCube-v1"
     common: dict[str, Any] = {
-        "pretrained_path": config.pretrained_path or f"runs/aw_shortcut_flow-{env}-seed0/best_model.pt",
+        "pretrained_path": config.pretrained_path or f"runs/aw_shortcut_flow-{env}-seed0/{BEST}",
         "env_id": config.env,
         "total_timesteps": config.timesteps,
         "control_mode": config.control_mode,

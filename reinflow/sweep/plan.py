@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from reinflow.commands import script
 from reinflow.presets import ONLINE_PRESETS
 from reinflow.run.compatibility import FLAGS_ADDED_LATER
-from reinflow.runtime.files import SOURCES
+from reinflow.storage.names import under_former_name
 from reinflow.sweep.configs import Variant
 
-SCRIPT = SOURCES / "train_online_finetune.py"
+SCRIPT = script("train_online_finetune")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Job:
         for name, meant in FLAGS_ADDED_LATER.items():
             if resolved.get(name) == str(meant):
                 del resolved[name]  # what a job of an older sweep did, whose id is without it
+        if path := resolved.get("pretrained_path"):
+            resolved["pretrained_path"] = under_former_name(path)  # as an older sweep spelt it
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
 
     @property

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -180,7 +181,7 @@ class Actor:
     def begin(self, seeds: list[int]) -> None:
         """Start episodes; all that they will draw is drawn here."""
         shape = (self.decisions, *self.policy.spec.chunk_shape)
-        drawn = [torch.randn(shape, generator=noise_generator(seed)) for seed in seeds]
+        drawn = [torch.stack([*islice(noises(seed, shape), self.decisions)]) for seed in seeds]
         self.noise = torch.stack(drawn, dim=1).to(self.policy.device)
         self.decision = 0
         self.first = seeds[0]
@@ -208,6 +209,16 @@ class Actor:
 def noise_generator(seed: int) -> torch.Generator:
     """What an episode's x_0 are drawn from; its start state comes from another stream of the seed."""
     return torch.Generator().manual_seed(derived_seed(seed, Stream.NOISE))
+
+
+def noises(seed: int, shape: tuple[int, int, int]) -> Iterator[Float[Tensor, "h a"]]:
+    """Standard normal x_0 of one decision of an episode after the other, without end.
+
+    They are drawn as many at a time as `shape` = (decisions of a whole episode, h, a) says, which decides the numbers.
+    """
+    generator = noise_generator(seed)
+    while True:
+        yield from torch.randn(shape, generator=generator)
 
 
 def in_blocks(

@@ -1,4 +1,4 @@
-"""Evaluates a policy while it trains and keeps what is worth keeping: `best_model.pt` and resumable states."""
+"""Evaluates a policy while it trains and keeps what is worth keeping: `best_model.safetensors` and resumable states."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from reinflow.runtime import distributed
 from reinflow.runtime.interrupts import Interrupted, deferred
 from reinflow.runtime.rng import rng_state, set_rng_state
 from reinflow.runtime.trees import copied
-from reinflow.storage.checkpoint import BEST, Checkpoint, load_checkpoint, save_checkpoint
+from reinflow.storage.checkpoint import Checkpoint, load_checkpoint, rename_former_best, save_checkpoint
+from reinflow.storage.names import BEST
 from reinflow.storage.resumable import latest_training, save_training
 from reinflow.training.config import EvalConfig
 from reinflow.training.evaluation import evaluate
@@ -31,6 +32,8 @@ from reinflow.training.ranking import Score, restored, score_of
 from reinflow.training.videos import Camera, write_film
 from reinflow.types import ChunkEnv, Headline
 
+KEPT = "kept"
+"""folder of a run with the policies of every `--keep_every`-th evaluation, a checkpoint for each"""
 SEED_OF_A_SECOND_TRY = 7919
 """added to the seed after a rollback: the same random numbers would lead to the same place"""
 DECIDED = frozenset({"max_denoising_steps", "step_size_mode", "still"})
@@ -66,8 +69,9 @@ class Keeper:
     ):
         """`camera` films every evaluation.
 
-        With `prefer_newer`, `best_model.pt` is the newest policy whose score is less than a standard error below the
-        highest one: of noisy evaluations the highest is a lucky one, and a policy that trained on is mostly better.
+        With `prefer_newer`, `best_model.safetensors` is the newest policy whose score is less than a standard error
+        below the highest one: of noisy evaluations the highest is a lucky one, and a policy that trained on is mostly
+        better.
         """
         self.trainer = trainer
         self.run = trainer.run
@@ -85,8 +89,11 @@ class Keeper:
         self._pending: tuple[int, Future[Path]] | None = None
         self._rolled_back = False
 
-    def evaluate(self, policy: Policy, step: int) -> dict[str, Any]:
-        """Metrics of whole episodes; a new best is written to `best_model.pt`. The first process does both."""
+    def evaluate(self, policy: Policy, step: int, keep: bool = False) -> dict[str, Any]:
+        """Metrics of whole episodes; a new best is written to `best_model.safetensors`. The first process does both.
+
+        With `keep` the policy stays in `kept/` as well, however good it is.
+        """
         if not distributed.leads():
             return {}
         started = time.perf_counter()
@@ -95,21 +102,29 @@ class Keeper:
         score = self.score(metrics)
         if self.first is None:
             self.first = score
-        if self._worth_keeping(score):
-            checkpoint = self.trainer.snapshot()
-            checkpoint.meta |= {"step": step, "metrics": metrics}
-            if self._written(BEST, lambda: save_checkpoint(self.run.dir / BEST, checkpoint)):
-                self.best = max(self.best or score, score)
+        best = self._worth_keeping(score)
+        if best or keep:
+            self._keep(step, metrics, score if best else None, keep)
         if self.camera is not None:
             path, film = self.run.dir / "videos" / f"eval_{step:09d}.mp4", self.camera.film(policy)
             self._written("a film", lambda: write_film(path, film))
-        best = (self.best or score).value
-        self._show(metrics, best)
+        highest = (self.best or score).value
+        self._show(metrics, highest)
         return {
             **metrics,
-            f"eval/best_{self.headline}": best,
+            f"eval/best_{self.headline}": highest,
             "time/eval": time.perf_counter() - started,
         }
+
+    def _keep(self, step: int, metrics: dict[str, float], best: Score | None, keep: bool) -> None:
+        """Write the policy of this moment, as the best one where it has such a score, and to `kept/` with `keep`."""
+        checkpoint = self.trainer.snapshot()
+        checkpoint.meta |= {"step": step, "metrics": metrics}
+        if best and self._written(BEST, lambda: save_checkpoint(self.run.dir / BEST, checkpoint)):
+            self.best = max(self.best or best, best)
+        if keep:
+            path = self.run.dir / KEPT / f"step_{step:012d}.safetensors"
+            self._written(f"the policy of step {step}", lambda: save_checkpoint(path, checkpoint))
 
     @property
     def headline(self) -> Headline:
@@ -165,6 +180,8 @@ class Keeper:
             )
             self._continue_random_sequences(training["randomness"])
             self.run.rewind(training["step"])
+        if distributed.leads():
+            rename_former_best(self.run.dir)
         return training
 
     def _continue_random_sequences(self, saved: list[dict[str, Any]]) -> None:

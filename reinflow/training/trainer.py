@@ -112,7 +112,9 @@ class Trainer:
         self.keeper.save_mark()
 
     def _evaluate(self) -> Metrics:
-        metrics = self.keeper.evaluate(self.loop.learner.evaluated, self.loop.step)
+        loop, every = self.loop, self.run.config.keep_every
+        keep = every > 0 and is_due(loop.count, every * loop.config.eval_freq, loop.over or loop.count == 0)
+        metrics = self.keeper.evaluate(loop.learner.evaluated, loop.step, keep)
         return metrics | self.inspect(self, metrics) if metrics else metrics
 
     def _load(self, training: dict[str, Any], load_loop: Callable[[dict[str, Any]], None]) -> None:

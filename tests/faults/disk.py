@@ -31,10 +31,10 @@ def damage(folder: Path, full: bool) -> str:
     weights, draw = build_policy(SPEC).state_dict(), random.Random(0)
     for step in (1, 2):
         save_training(folder, step, Checkpoint(SPEC, ENV, weights, training={"step": step, "moments": torch.ones(9)}))
-    save_checkpoint(folder / "best_model.pt", Checkpoint(SPEC, ENV, weights))
+    save_checkpoint(folder / "best_model.safetensors", Checkpoint(SPEC, ENV, weights))
     newest = folder / "checkpoints" / "step_000000000002"
     tried = 0
-    for path in (*(newest / name for name in (*FILES, MANIFEST)), folder / "best_model.pt"):
+    for path in (*(newest / name for name in (*FILES, MANIFEST)), folder / "best_model.safetensors"):
         whole = path.read_bytes()
         damaged = [whole[: draw.randrange(len(whole))] for _ in range(cuts)]
         for _ in range(flips):
@@ -55,8 +55,8 @@ def damage(folder: Path, full: bool) -> str:
                     refused = str(error)
                 assert path.name in refused, f"{path.name} was taken"
         path.write_bytes(whole)
-    fuzzed = fuzz(folder / "best_model.pt", load_checkpoint, mutations // 2)
-    sealed_again = fuzz(folder / "best_model.pt", load_checkpoint, mutations // 2, resealed)
+    fuzzed = fuzz(folder / "best_model.safetensors", load_checkpoint, mutations // 2)
+    sealed_again = fuzz(folder / "best_model.safetensors", load_checkpoint, mutations // 2, resealed)
     noticed = f"{tried} cuts and flips: all noticed, named and stepped over"
     return f"{noticed}; {mutations // 2} mutations: {fuzzed}; {mutations // 2} with a forged seal: {sealed_again}"
 

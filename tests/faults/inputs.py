@@ -190,7 +190,7 @@ def payloads(folder: Path, flag: Path) -> Iterator[tuple[str, Callable[[], objec
 
 def configs(folder: Path, flag: Path, shell: str) -> Iterator[tuple[str, Callable[[], object]]]:
     """Attempts in descriptions, configs and demonstrations."""
-    best = folder / "runs" / "start" / "best_model.pt"
+    best = folder / "runs" / "start" / "best_model.safetensors"
     tensors, description = unseal(best.read_bytes())
     for field in ("net", "family"):
         path = folder / f"{field}.pt"

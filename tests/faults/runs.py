@@ -114,7 +114,7 @@ def assert_same(folder: Path, first: str, second: str) -> None:
     assert mine.keys() == theirs.keys()
     different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
     assert not different, f"{second} differs from {first} in {different[:3]}"
-    best = [(folder / "runs" / name / "best_model.pt").read_bytes() for name in (first, second)]
+    best = [(folder / "runs" / name / "best_model.safetensors").read_bytes() for name in (first, second)]
     assert best[0] == best[1], f"{second} kept another best model"
 
 

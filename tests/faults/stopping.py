@@ -99,7 +99,7 @@ def failing_calls(folder: Path, full: bool) -> str:
 
     def save(step: int) -> None:
         save_training(folder, step, Checkpoint(SPEC, ENV, weights, training={"step": step}))
-        save_checkpoint(folder / "best_model.pt", Checkpoint(SPEC, ENV, weights, meta={"step": step}))
+        save_checkpoint(folder / "best_model.safetensors", Checkpoint(SPEC, ENV, weights, meta={"step": step}))
 
     for step in (1, 2):
         save(step)

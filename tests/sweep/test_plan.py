@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import train_online_finetune  # noqa: E402
 
+DEFAULT_THEN = "runs/aw_shortcut_flow-PickCube-v1-seed0/best_model.pt"
+
 
 def parsed(words: list[str]) -> dict:
     config = parse(train_online_finetune.Config, words, presets=ONLINE_PRESETS)
@@ -71,6 +73,12 @@ def test_the_identity_is_the_configuration_not_the_folder():
     assert here.id != plan(Config(timesteps=5))[0].id
     assert here.id != plan(Config(seeds="1"))[0].id
     assert len(plan(Config(seeds="0 1 1 2"))) == 66
+
+
+def test_a_job_is_the_one_of_an_older_sweep_that_named_the_best_policy_by_its_former_name():
+    former, now = (plan(Config(pretrained_path=f"runs/a/best_model.{end}"))[0] for end in ("pt", "safetensors"))
+    assert former.id == now.id != plan(Config(pretrained_path="runs/b/best_model.pt"))[0].id
+    assert plan(Config())[0].id == plan(Config(pretrained_path=DEFAULT_THEN))[0].id
 
 
 def test_a_variant_that_equals_the_baseline_is_not_run_again():
