@@ -6,11 +6,15 @@
 
     python evaluate.py --compare runs/shortcut_flow-PickCube-v1-seed0 runs/reinflow-PickCube-v1-seed0
 
+    python evaluate.py --checkpoint runs/shortcut_flow-PickCube-v1-seed0 --offline demos.h5 --held_out .1
+
 Writes `evaluation.json`, which lists every episode, and `evaluation.png` next to the checkpoint, or into
 `--output_dir`. Of several checkpoints it draws a curve over the steps of their training, `curve.json` and `curve.png`
 (`--keep_every` of the training scripts keeps such checkpoints). `--compare` evaluates two checkpoints on the same
 episodes, into `comparison.json`, and tells their paired difference with its 95 % interval (of successes Agresti &
 Min's, of returns the normal one). `--capture_video` adds `evaluation.mp4`, or the two side by side in `comparison.mp4`.
+`--offline` simulates nothing: it measures how far the policy's actions are from those of demonstrations, into
+`offline.json`.
 """
 
 from __future__ import annotations
@@ -45,6 +49,11 @@ class Config:
     """file or run directory (its best_model.safetensors); several of one task are drawn as a curve"""
     compare: tuple[str, str] | None = None
     """two checkpoints of one task, evaluated and filmed from the same start states, instead of `checkpoint`"""
+    offline: tuple[str, ...] = ()
+    """demonstrations whose actions the policy's are compared with, instead of simulating the task"""
+    held_out: float | None = None
+    """--offline: share of the episodes, from the last one back, to look at, as Stage 1's --validation_share; None looks
+    at all"""
     env: Flat[EnvConfig] = field(default_factory=EnvConfig)
     evaluation: Flat[EvalConfig] = field(default_factory=lambda: EvalConfig(eval_seed=FIRST_SEED))
     num_inference_steps: tuple[int, ...] = ()
@@ -65,6 +74,8 @@ def main(config: Config) -> None:
     """Evaluate one checkpoint or several, or compare two from the same start states."""
     if config.compare:
         compare(config, *config.compare)
+    elif config.offline:
+        measure_offline(config)
     elif len(config.checkpoint) > 1:
         evaluate_several(config)
     else:
@@ -125,6 +136,42 @@ def rows_of(path: Path, step: int | None, policy: Policy, results: dict[int, Eva
         {"checkpoint": str(path), "step": step, **row_of(num_steps, scale, result)}
         for num_steps, result in results.items()
     ]
+
+
+def measure_offline(config: Config) -> None:
+    """The error of the policy's actions on demonstrated episodes, a row per number of denoising steps."""
+    from reinflow.data.config import DemoConfig
+    from reinflow.data.demos import leaves_failures_out, load_demos
+    from reinflow.errors import UserError
+    from reinflow.storage.checkpoint import resolve_checkpoint
+    from reinflow.training.action_error import action_error
+
+    if config.held_out is not None and config.held_out <= 0:
+        raise UserError(f"--held_out {config.held_out} looks at nothing: pass the share that Stage 1 held out")
+    if len(config.checkpoint) != 1:
+        raise UserError(f"--offline measures one --checkpoint, got {len(config.checkpoint)}: pass a run or a file")
+    path = resolve_checkpoint(*config.checkpoint)
+    folder = Path(config.output_dir or path.parent)
+    policy, task, _ = loaded(path, config)
+    wanted = {"env_id": task.env_id, "control_mode": task.control_mode, "obs_mode": task.obs_mode}
+    # the episodes that Stage 1 chose from, so that the held-out ones are the same
+    only_success = leaves_failures_out(DemoConfig(), task.headline, cloning=True)
+    demos = load_demos(config.offline, only_success=only_success, **wanted)  # type: ignore[arg-type]
+    demos.fit_(task)
+    if config.held_out is not None:
+        _, demos = demos.split(config.held_out)
+    rows = []
+    print(
+        f"{'K':>3} {'action MSE':>11}  {len(demos.trajectories)} episodes, root of the MSE per dimension in env units"
+    )
+    for num_steps in config.num_inference_steps or (policy.spec.num_inference_steps,):
+        error = action_error(policy, demos, task, num_steps, config.evaluation.eval_seed)
+        print(f"{num_steps:>3} {error.mse:>11.5f}  {' '.join(f'{value:.4f}' for value in error.per_dim)}")
+        rows.append(error.row(num_steps))
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {"checkpoint": str(path), "demonstrations": list(config.offline), "held_out": config.held_out}
+    (folder / "offline.json").write_text(json.dumps(report | {"results": rows}, indent=2) + "\n")
+    print(f"wrote {folder / 'offline.json'}")
 
 
 def compare(config: Config, first: str, second: str) -> None:

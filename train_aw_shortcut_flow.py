@@ -45,7 +45,7 @@ def main(config: Config) -> None:
     from reinflow.algos.advantages import mean_value
     from reinflow.algos.awr import AdvantageWeightedRegression
     from reinflow.data.chunks import ChunkDataset
-    from reinflow.data.demos import open_demos
+    from reinflow.data.demos import hasten_, open_demos
     from reinflow.envs import make_env
     from reinflow.policies import build_policy
     from reinflow.run.run import Run
@@ -77,7 +77,8 @@ def main(config: Config) -> None:
         builds = config.evaluation.builds
         env = make_env(env_config, num_envs=eval_envs, builds=builds, gamma=gamma, device=run.device, **horizons)
         with closing(env):
-            demos.check_fit(env.spec)
+            demos.fit_(env.spec)
+            hasten_(demos, env.spec, config.demos)
             spec = pretrained or config.policy.for_env(env.spec, config.num_inference_steps)
             spec.check_fits(env.spec)
             dataset = ChunkDataset(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 
 from reinflow.algos.config import BCConfig
 from reinflow.cli import Flat, run_script
@@ -26,6 +27,10 @@ class Config:
 
     num_inference_steps: int = 4
     """denoising steps K of evaluation, and the default of later stages"""
+    validation_share: float = 0.0
+    """share of the episodes, from the last one back, that is not trained on; the loss on them is logged"""
+    patience: int = 0
+    """evaluations in a row without a lower loss on --validation_share after which training ends; 0 is never"""
     run: Flat[RunConfig] = field(default_factory=RunConfig)
     env: Flat[EnvConfig] = field(default_factory=EnvConfig)
     demos: Flat[DemoConfig] = field(default_factory=DemoConfig)
@@ -39,8 +44,9 @@ def main(config: Config) -> None:
     """Train from demonstrations, evaluate along the way and keep the best policy."""
     from reinflow.algos.bc import BehaviorCloning
     from reinflow.data.chunks import ChunkDataset
-    from reinflow.data.demos import open_demos
+    from reinflow.data.demos import hasten_, open_demos
     from reinflow.envs import make_env
+    from reinflow.errors import UserError
     from reinflow.policies import build_policy
     from reinflow.run.run import Run
     from reinflow.runtime import distributed
@@ -48,8 +54,11 @@ def main(config: Config) -> None:
     from reinflow.training.loops import Offline, OfflineState
     from reinflow.training.spread import spread_at
     from reinflow.training.trainer import Trainer
+    from reinflow.training.validation import Validation
     from reinflow.training.videos import filming
 
+    if config.patience and not config.validation_share:
+        raise UserError("--patience looks at the loss on held-out episodes: pass --validation_share .1 as well")
     env_config = config.env.completed()
     demos = open_demos(config.demos, env_config)
     name = f"shortcut_flow-{env_config.env_id}-seed{config.run.seed}"
@@ -61,10 +70,11 @@ def main(config: Config) -> None:
         builds = config.evaluation.builds
         env = make_env(env_config, num_envs=eval_envs, builds=builds, gamma=1.0, device=run.device, **horizons)
         with closing(env):
-            demos.check_fit(env.spec)
+            demos.fit_(env.spec)
+            hasten_(demos, env.spec, config.demos)
             spec = config.policy.for_env(env.spec, config.num_inference_steps)
-            dataset = ChunkDataset(
-                demos,
+            windows = partial(
+                ChunkDataset,
                 pred_horizon=spec.pred_horizon,
                 gamma=1.0,
                 device=run.device,
@@ -72,13 +82,20 @@ def main(config: Config) -> None:
                 still=env.spec.still,
                 **horizons,
             )
+            learned, held_out = demos.split(config.validation_share)
+            dataset = windows(learned)
+            validation = None
+            if held_out.trajectories:
+                validation = Validation(windows(held_out).overview(), config.run.seed, config.patience)
             policy = build_policy(spec).to(run.device)
             policy.fit_normalizers_(*dataset.statistics())
             adopt_teacher_(policy)
             learner = BehaviorCloning(policy, config.bc, config.offline.total_iters)
             with filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed) as camera:
                 untrained = OfflineState(evaluated=True)  # there is nothing to evaluate yet
-                loop = Offline(learner, dataset.sample, config.offline, run, run.generator(), untrained)
+                loop = Offline(
+                    learner, dataset.sample, config.offline, run, run.generator(), untrained, validation=validation
+                )
                 inspect = spread_at(dataset.overview())
                 Trainer(loop, env, config.evaluation, camera=camera, inspect=inspect).train()
 

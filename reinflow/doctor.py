@@ -1,5 +1,7 @@
 """Names whatever keeps this machine from training, each with its fix: `python -m reinflow.doctor`, or `make doctor`.
 
+    python -m reinflow.doctor --demo_path trajectory.h5     # instead, what keeps demonstrations from being cloned
+
 Everything that may crash, hang or take long (the Vulkan driver, the simulator) is tried in a child process. Exit code 1
 means that at least one blocker was found; a missing Vulkan driver is none, since state observations don't need it.
 """
@@ -13,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -184,13 +187,36 @@ def diagnose(checks: tuple[Callable[[], Check], ...] = CHECKS) -> list[Check]:
     return findings
 
 
+def examine(demo_path: list[str], as_json: bool) -> int:
+    """Print what demonstrations are like and what to try; 2 where they can't be read."""
+    from reinflow.data.demos import load_demos
+    from reinflow.data.examination import advice, examined, lines
+    from reinflow.errors import UserError
+
+    try:
+        with redirect_stdout(sys.stderr if as_json else sys.stdout):
+            demos = load_demos(demo_path)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    found = examined(demos)
+    if as_json:
+        print(json.dumps({**asdict(found), "advice": list(advice(found, demos.max_episode_steps))}, indent=2))
+    else:
+        print("\n".join(lines(found, demos)))
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print the findings; 1 if one of them is a blocker."""
     parser = argparse.ArgumentParser(
         prog="python -m reinflow.doctor", description="Name whatever keeps training from working."
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--demo_path", nargs="+", help="look at demonstrations instead of the machine")
     arguments = parser.parse_args(argv)
+    if arguments.demo_path:
+        return examine(arguments.demo_path, arguments.json)
     findings = diagnose()
     blockers = [finding for finding in findings if finding.state == "blocker"]
     if arguments.json:

@@ -85,6 +85,8 @@ class EnvSpec:
     """Python module that registers the task, where neither this project nor its simulator does"""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """what envs are made with beside the fields above; plain values"""
+    robot: str | None = None
+    """its name, where the simulator has several and the checkpoint isn't older than this"""
 
     @property
     def action_dim(self) -> int:

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     | TENSORS
     | SIMULATOR
     | {"reinflow.envs", "reinflow.flags", "transforms3d", "pytorch_kinematics"},
-    "reinflow/data": CORE | TENSORS | {"h5py", "reinflow.data"},
+    "reinflow/data": CORE | TENSORS | {"h5py", "pyarrow", "huggingface_hub", "reinflow.data"},
     "reinflow/policies": CORE | TENSORS | {"nets", "reinflow.policies", "reinflow.flags"},
     "reinflow/algos": CORE
     | TENSORS
@@ -36,7 +36,7 @@ MAY_IMPORT = {
     | {f"reinflow.policies.{name}" for name in ("base", "chain", "ema")},
     "reinflow/run": CORE
     | {"torch", "tqdm", "wandb", "tensorboard", "reinflow.cli", "reinflow.flags", "reinflow.run", "reinflow.storage"},
-    "reinflow/storage": CORE | TENSORS | {"safetensors", "reinflow.policies", "reinflow.storage"},
+    "reinflow/storage": CORE | TENSORS | {"safetensors", "nets.config", "reinflow.policies", "reinflow.storage"},
     "reinflow/recording": CORE
     | TENSORS
     | SIMULATOR
@@ -58,7 +58,7 @@ MAY_IMPORT = {
 }
 """top-level packages, and modules of ours by prefix; the standard library is free"""
 
-LAZY = {"torch", "mani_skill", "sapien", "h5py", "wandb", "matplotlib", "mplib"}
+LAZY = {"torch", "mani_skill", "sapien", "h5py", "pyarrow", "huggingface_hub", "wandb", "matplotlib", "mplib"}
 """imported only when something is learned, simulated, read or tracked: --help waits for none of them"""
 HELP = """
 import contextlib, os, runpy, sys

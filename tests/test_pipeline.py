@@ -61,7 +61,7 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline")
     offline = ["--total_iters", "12", "--batch_size", "16", "--log_freq", "6", "--eval_freq", "0", *SHORT_EVAL]
     succeed(folder, "collect_demos.py", "--num_demos", "4")
-    succeed(folder, "train_shortcut_flow.py", *offline, *SMALL_NET)
+    succeed(folder, "train_shortcut_flow.py", "--validation_share", "0.25", *offline, *SMALL_NET)
     succeed(folder, "train_aw_shortcut_flow.py", "--pretrained_path", "runs/shortcut_flow-PickCube-v1-seed0", *offline)
     succeed(
         folder,

@@ -37,7 +37,7 @@ def test_every_step_parses_and_continues_from_the_one_before(tmp_path, monkeypat
 
     demos, clone, weighted, online = (configs[name] for name in PRESETS)
     assert list(configs) == list(PRESETS)
-    assert clone.demos.demo_path == weighted.demos.demo_path == demos.output
+    assert clone.demos.demo_path == weighted.demos.demo_path == (demos.output,)
     assert clone.policy.net == net
     assert weighted.pretrained_path == f"{clone.run.runs_dir}/{clone.run.exp_name}"
     assert online.pretrained_path == f"{weighted.run.runs_dir}/{weighted.run.exp_name}"

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from reinflow.data.hdf5 import reading, refuse_impossible_size
+from reinflow.data.hdf5 import opened, reading, refuse_impossible_size
 from reinflow.errors import UserError
 from reinflow.types import ImageSpec
 
@@ -96,20 +96,18 @@ class HeldPictures:
     """All frames in memory."""
 
     def __init__(self, files: Sequence[PictureFile], device: torch.device):
-        import h5py
-
         spec, count = files[0].spec, sum(file.frames for file in files)
         self.tensors = {
             name: torch.empty(picture_shape(spec, name, count), dtype=torch_dtype(name)) for name in spec.names
         }
         first = 0
-        with reading(files[0].path), h5py.File(files[0].path, "r") as file:
-            for pictures in files:
-                mine = slice(first, first + pictures.frames)
+        for pictures in files:
+            mine = slice(first, first + pictures.frames)
+            with opened(pictures.path) as file:
                 for name, tensor in self.tensors.items():
                     for view, dataset in enumerate(pictures.datasets(file, name)):
                         tensor[mine, view] = torch.from_numpy(dataset[: pictures.frames])
-                first += pictures.frames
+            first += pictures.frames
         self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
 
     def gather(self, rows: Int[Tensor, "b o"]) -> dict[str, Tensor]:
@@ -121,12 +119,9 @@ class StreamedPictures:
     """Frames are read when a batch asks for them; what stays in memory is the batch, and the system's file cache."""
 
     def __init__(self, files: Sequence[PictureFile], device: torch.device):
-        import h5py
-
         self.files = list(files)
         self.device = device
-        with reading(files[0].path):
-            self.file = h5py.File(files[0].path, "r")
+        self.opened = {path: open_file(path) for path in dict.fromkeys(file.path for file in files)}
         self.firsts = np.cumsum([0, *(file.frames for file in files)])
 
     def gather(self, rows: Int[Tensor, "b o"]) -> dict[str, Tensor]:
@@ -135,15 +130,23 @@ class StreamedPictures:
         spec = self.files[0].spec
         read = {name: np.empty(picture_shape(spec, name, len(wanted)), DTYPES[name][0]) for name in spec.names}
         owners = np.searchsorted(self.firsts, wanted, side="right") - 1
-        with reading(self.files[0].path):
-            for owner in np.unique(owners):
-                mine = np.flatnonzero(owners == owner)
+        for owner in np.unique(owners):
+            mine, source = np.flatnonzero(owners == owner), self.files[owner]
+            with reading(source.path):
                 for name, frames in read.items():
-                    for view, dataset in enumerate(self.files[owner].datasets(self.file, name)):
+                    for view, dataset in enumerate(source.datasets(self.opened[source.path], name)):
                         for target, row in zip(mine, wanted[mine] - self.firsts[owner], strict=True):
                             dataset.read_direct(frames, np.s_[row], np.s_[target, view])
         index = torch.from_numpy(place.reshape(rows.shape))
         return {name: torch.from_numpy(frames)[index].to(self.device) for name, frames in read.items()}
+
+
+def open_file(path: Path) -> Any:
+    """An HDF5 file that stays open for reading."""
+    import h5py
+
+    with reading(path):
+        return h5py.File(path, "r")
 
 
 def picture_shape(spec: ImageSpec, name: str, frames: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import Tensor
 from reinflow.data.config import collect_command
 from reinflow.data.pictures import PictureFile
 from reinflow.errors import UserError
-from reinflow.types import EnvSpec, ImageSpec
+from reinflow.specs import EnvSpec, ImageSpec
 
 LENGTH_PERCENTILE = 95
+CONTACTS_BEHIND = {("Ant", 111): 27, ("Humanoid", 376): 45}
+"""of task and recorded numbers how many come first that every version observes, positions and velocities"""
 ACTION_SLACK = 1e-4
 """of half of an action's range, for what was rounded"""
 
@@ -34,6 +37,8 @@ class Trajectory:
     """where those of every frame lie"""
     name: str = "an episode"
     """what errors call it"""
+    seed: int | None = None
+    """what starts it again, where that is known"""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -81,6 +86,27 @@ class Demos:
     max_episode_steps: int | None = None
     reward_mode: str | None = None
     """of `rewards`, where the recording says it"""
+    sim_backend: str | None = None
+    """simulator of the recording, where that says it"""
+    robot: str | None = None
+    marks_success: bool = True
+    """whether successes are recorded"""
+    source: str = "the demonstrations"
+    """where they came from, for sentences"""
+
+    def split(self, share: float) -> tuple[Demos, Demos]:
+        """Those to learn from and, from the last episode back, a `share` of at least one that is held out.
+
+        UserError where either would be empty; all are learned from where the share is 0.
+        """
+        if not 0 <= share < 1:
+            raise UserError(f"a share of {share} can't be held out: pass a number from 0 to below 1")
+        held = max(round(share * len(self.trajectories)), 1) if share else 0
+        kept = len(self.trajectories) - held
+        if not kept:
+            raise UserError(f"{self.source} holds one episode, which can't be learned from and held out: collect more")
+        first, last = self.trajectories[:kept], self.trajectories[kept:]
+        return replace(self, trajectories=first), replace(self, trajectories=last)
 
     def length_percentile(self, percent: float) -> float:
         """Env steps that `percent` of the episodes do not exceed."""
@@ -96,8 +122,29 @@ class Demos:
             f"{max_episode_steps}: pass --max_episode_steps {round(longest * 1.2)} in every stage"
         )
 
-    def check_fit(self, env: EnvSpec) -> None:
-        """UserError where the task's observations or actions differ from the recorded ones in size or cameras."""
+    def fit_(self, env: EnvSpec) -> None:
+        """Clip actions to the task's bounds, in place, and say what else differs between recording and task.
+
+        UserError where observations or actions differ in size, or pictures in cameras.
+        """
+        self._leave_out_contacts_(env)
+        self._refuse_other_sizes(env)
+        for sentence in (*self._other_circumstances(env), *self._clip_(env)):
+            print(f"note: {sentence}")
+
+    def _leave_out_contacts_(self, env: EnvSpec) -> None:
+        """Older versions of two tasks of gymnasium observe more behind what newer ones can be asked for alone."""
+        recorded = self.trajectories[0].obs.shape[1]
+        if CONTACTS_BEHIND.get((env.env_id.split("-")[0], recorded)) != env.state_dim:
+            return
+        for one in self.trajectories:
+            one.obs = one.obs[:, : env.state_dim]
+        print(
+            f"note: the last {recorded - env.state_dim} of {recorded} recorded numbers, which tell of forces and "
+            f"masses, are left out, as {env.env_id} does not observe them"
+        )
+
+    def _refuse_other_sizes(self, env: EnvSpec) -> None:
         first = self.trajectories[0]
         fix = f"collect them again with {collect_command(self.env_id, env.obs_mode)}"
         for name, wanted, found in (
@@ -113,21 +160,40 @@ class Demos:
             raise UserError(
                 f"the demonstrations show {described(recorded)} but {self.env_id} shows {described(env.image)}: {fix}"
             )
-        self._check_bounds(env)
 
-    def _check_bounds(self, env: EnvSpec) -> None:
-        """UserError where an action is none of the task's: it would be executed otherwise than it was recorded."""
+    def _other_circumstances(self, env: EnvSpec) -> Iterator[str]:
+        """Sentences on a robot or simulator that is not the task's."""
+        if None not in (self.robot, env.robot) and self.robot != env.robot:
+            yield f"the demonstrations are of the robot {self.robot} and {env.env_id} has {env.robot}"
+        kinds = [(name or "").replace("physx_cpu_batched", "physx_cpu") for name in (self.sim_backend, env.sim_backend)]
+        if all(kind.startswith("physx") for kind in kinds) and kinds[0] != kinds[1]:
+            yield (
+                f"the demonstrations were recorded on {kinds[0]} and {env.env_id} runs on {kinds[1]}, where contacts "
+                "differ a little: if the clone fails, replay them there with collect_demos.py --replay"
+            )
+
+    def _clip_(self, env: EnvSpec) -> Iterator[str]:
+        """Bring every action inside the bounds, as ManiSkill's normalised controllers do when they execute it.
+
+        A sentence where that changed one by more than rounding.
+        """
         low, high = torch.tensor(env.action_low), torch.tensor(env.action_high)
         slack = ACTION_SLACK * (high - low) / 2
+        count, farthest = 0, (0.0, 0.0, 0)
         for trajectory in self.trajectories:
-            outside = (trajectory.actions < low - slack) | (trajectory.actions > high + slack)
-            if outside.any():
-                row, dim = outside.nonzero()[0].tolist()
-                raise UserError(
-                    f"{trajectory.name} of the demonstrations, actions reach {trajectory.actions[row, dim]:.2f}, "
-                    f"outside the [{low[dim]:g}, {high[dim]:g}] of dimension {dim} in {env.control_mode}: "
-                    "collect them again or clip them"
-                )
+            clipped = torch.minimum(torch.maximum(trajectory.actions, low), high)
+            beyond = (trajectory.actions - clipped).abs() - slack
+            count += int((beyond > 0).any(dim=1).sum())
+            row, dim = divmod(int(beyond.argmax()), len(low))
+            farthest = max(farthest, (beyond[row, dim].item(), trajectory.actions[row, dim].item(), dim))
+            trajectory.actions = clipped
+        if count:
+            _, value, dim = farthest
+            steps = sum(map(len, self.trajectories))
+            yield (
+                f"{count} of {steps} recorded actions were outside {env.control_mode}'s bounds and are clipped: "
+                f"up to {value:.2f} in dimension {dim}, whose bounds are [{low[dim]:g}, {high[dim]:g}]"
+            )
 
 
 def described(image: ImageSpec | None) -> str:

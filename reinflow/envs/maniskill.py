@@ -91,6 +91,7 @@ class ManiSkillEnv:
             max_episode_steps=limit,
             image=image_spec(self.env, config.env_id, frame) if has_pictures(config.obs_mode) else None,
             still=still_action(self.env.agent.controller),
+            robot=str(self.env.agent.uid),
         )
 
     def reset(self, seed: Seed = None, env_idx: Int[Tensor, "m"] | None = None) -> dict[str, Tensor]:

@@ -21,11 +21,14 @@ FREE = frozenset({
 })  # fmt: skip
 """flags that may change; a longer run follows the learning rate and noise of its new length"""
 
-FLAGS_ADDED_LATER = {"initial_noise_scale": 1.0}
+FLAGS_ADDED_LATER = {"initial_noise_scale": 1.0, "only_success": False}
 """flags that a run may lack because it is older than they are, and whose default is not what it did without them"""
 
 LEFT_OPEN = {"reward_mode"}
 """flags that an older run holds as None where its checkpoint or task decided; today's runs hold the decision"""
+
+SEVERAL_NOW = frozenset({"demo_path"})
+"""flags that took one value, or None, in older runs"""
 
 Difference = tuple[str, str, str]
 """what, in the run, now"""
@@ -57,7 +60,13 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping
 
 def completed(flags: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
     """A run's flags, with those of the `known` ones that came after it."""
-    return {name: value for name, value in FLAGS_ADDED_LATER.items() if name in known} | dict(flags)
+    added = {name: value for name, value in FLAGS_ADDED_LATER.items() if name in known}
+    return added | {name: several(value) if name in SEVERAL_NOW else value for name, value in flags.items()}
+
+
+def several(value: Any) -> list[Any]:
+    """The values of a flag that may be saved as one."""
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
 
 def compared(

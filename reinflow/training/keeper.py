@@ -36,7 +36,7 @@ KEPT = "kept"
 """folder of a run with the policies of every `--keep_every`-th evaluation, a checkpoint for each"""
 SEED_OF_A_SECOND_TRY = 7919
 """added to the seed after a rollback: the same random numbers would lead to the same place"""
-DECIDED = frozenset({"max_denoising_steps", "step_size_mode", "still"})
+DECIDED = frozenset({"max_denoising_steps", "step_size_mode", "still", "robot"})
 """what older states lack; flags, task and control mode decide it, and those are compared"""
 
 

@@ -24,6 +24,7 @@ from reinflow.types import ChunkEnv, Obs
 
 if TYPE_CHECKING:
     from reinflow.run.run import Run
+    from reinflow.training.validation import Validation
 
 
 class Rhythm(Protocol):
@@ -117,6 +118,12 @@ class OfflineState:
 
     count: int = 0
     evaluated: bool = False
+    lowest: float | None = None
+    """validation loss so far"""
+    stale: int = 0
+    """evaluations since then"""
+    stopped: bool = False
+    """whether the validation loss ended the run"""
 
 
 class Offline:
@@ -132,8 +139,10 @@ class Offline:
         run: Run,
         generator: torch.Generator,
         state: OfflineState | None = None,
+        validation: Validation | None = None,
     ):
         self.learner = learner
+        self.validation = validation
         self.draw = draw
         self.config = config
         self.run = run
@@ -151,8 +160,8 @@ class Offline:
 
     @property
     def over(self) -> bool:
-        """Whether all `total_iters` gradient iterations are done."""
-        return self.count >= self.config.total_iters
+        """Whether all `total_iters` gradient iterations are done, or the validation loss said to stop."""
+        return self.count >= self.config.total_iters or self.state.stopped
 
     def begin(self) -> None:
         """Tell the monitor the phase; batches need nothing to start from."""
@@ -170,6 +179,23 @@ class Offline:
             values = logged(self, metrics)
             self.run.progress(self.step, **loss_in(values))
             refuse_to_diverge(values)
+        if self.validation and is_due(self.count, self.config.eval_freq, self.over):
+            self._validate(self.validation)
+
+    def _validate(self, validation: Validation) -> None:
+        """Log the loss on held-out episodes, and stop where it has not fallen for long enough."""
+        loss = distributed.averaged({"loss": torch.tensor(validation.loss(self.learner))})["loss"].item()
+        self.run.log({"losses/validation": loss}, step=self.step)
+        state = self.state
+        if state.lowest is None or loss < state.lowest:
+            state.lowest, state.stale = loss, 0
+            return
+        state.stale += 1
+        if validation.patience and state.stale >= validation.patience and not self.over:
+            state.stopped = True
+            self.run.say(
+                f"stops at iteration {self.count}: the validation loss was lowest {state.stale} evaluations ago"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The counters; the generator that draws batches is saved with the run's other randomness."""

@@ -252,27 +252,38 @@ def test_demos_longer_than_an_episode_are_warned_about():
 
 def test_other_dimensions_than_the_task_are_refused():
     demos = Demos([blank(2)], "PickCube-v1", "pd_ee_delta_pose")
-    demos.check_fit(task(ACTION))
+    demos.fit_(task(ACTION))
     with pytest.raises(UserError, match="7 action dimensions but PickCube-v1 has 8"):
-        demos.check_fit(task(8))
+        demos.fit_(task(8))
     with pytest.raises(UserError, match="show no pictures but PickCube-v1 shows rgb of 8x8 from hand"):
-        demos.check_fit(task(ACTION, ImageSpec(("hand",), 8, 8, rgb=True, depth=False)))
+        demos.fit_(task(ACTION, ImageSpec(("hand",), 8, 8, rgb=True, depth=False)))
 
 
-def test_actions_outside_the_bounds_of_the_task_are_refused_in_any_control_mode():
+def test_actions_outside_the_bounds_of_the_task_are_clipped_and_counted_in_any_control_mode(capsys):
     wide = replace(task(2), control_mode="pd_joint_pos", action_low=(-3.0, 0.0), action_high=(3.0, 10.0))
     demos = Demos([acting(0.0, 0.0), acting(-3.0, 10.0)], "PickCube-v1", "pd_joint_pos")
-    demos.check_fit(wide)
+    demos.fit_(wide)
     # a ten-thousandth of half of the range, 5, is rounding: .0005
     demos.trajectories[1] = acting(0.0, 10.0004)
-    demos.check_fit(wide)
-    demos.trajectories[1] = acting(0.0, 10.0006)
-    with pytest.raises(
-        UserError, match=r"traj_1 of .* reach 10.00, outside the \[0, 10\] of dimension 1 in pd_joint_pos"
-    ):
-        demos.check_fit(wide)
-    with pytest.raises(UserError, match=r"outside the \[-1, 1\] of dimension 1"):
-        demos.check_fit(task(2))
+    demos.fit_(wide)
+    assert capsys.readouterr().out == ""
+    demos.trajectories[1] = acting(-3.5, 12.0)
+    demos.fit_(wide)
+    assert demos.trajectories[1].actions.tolist() == [[-3.0, 10.0]] * 2
+    # two episodes of two steps each, of which both of the second are outside, by .5 and by 2
+    assert "2 of 4 recorded actions were outside pd_joint_pos's bounds" in (said := capsys.readouterr().out)
+    assert "up to 12.00 in dimension 1, whose bounds are [0, 10]" in said
+
+
+def test_older_ants_and_humanoids_fit_a_task_without_contact_forces(capsys):
+    ant = replace(task(8), env_id="Ant-v5", state_dim=27)
+    flags = torch.zeros(1, dtype=torch.bool)
+    demos = Demos([Trajectory(torch.arange(222.0).view(2, 111), torch.zeros(1, 8), flags, flags, flags)], "Ant-v2", "")
+    with pytest.raises(UserError, match="111 state dimensions but Ant-v2 has 28"):
+        demos.fit_(replace(ant, state_dim=28))
+    demos.fit_(ant)
+    assert demos.trajectories[0].obs[1].tolist() == list(range(111, 138))
+    assert "the last 84 of 111 recorded numbers" in capsys.readouterr().out
 
 
 def acting(*action: float) -> Trajectory:

@@ -161,9 +161,7 @@ def test_bad_pictures_are_named_before_anything_trains(tmp_path: Path, name: str
 def test_another_observation_mode_is_refused_with_two_ways_out(tmp_path: Path):
     path = written(tmp_path, obs_mode="rgbd")
     assert loaded(path, "rgb+depth").trajectories
-    with pytest.raises(
-        UserError, match=r"obs_mode rgb\+depth, not rgb: pass --obs_mode .*--render_from .* --obs_mode rgb"
-    ):
+    with pytest.raises(UserError, match=r"obs_mode rgb\+depth, not rgb: pass --obs_mode .*--replay .* --obs_mode rgb"):
         loaded(path, "rgb")
 
 
@@ -172,4 +170,6 @@ def test_a_streamed_file_is_not_loaded(tmp_path: Path):
     with h5py.File(path, "r") as file:
         assert file["traj_0/obs/sensor_data/left/rgb"].shape[0] == STEPS[0] + 1
     store = StreamedPictures([t.pictures for t in loaded(path).trajectories], torch.device("cpu"))  # type: ignore[misc]
-    assert not any(isinstance(value, (torch.Tensor, dict)) for value in vars(store).values())
+    held = [*vars(store).values(), *store.opened.values()]
+    assert not any(isinstance(value, torch.Tensor) for value in held)
+    assert [value for value in held if isinstance(value, dict)] == [store.opened]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from reinflow.data.formats import Recording
-from reinflow.data.formats.base import refuse_too_few
 from reinflow.data.trajectories import Trajectory
 from reinflow.registry import Entry
 from tests.toys.suite import LIMIT, RidgeEnv
@@ -26,10 +26,9 @@ class JSONFormat:
     def describe(self, path: Path) -> Recording:
         return Recording(env_id="Ridge-v0", obs_mode="state", control_mode="push", max_episode_steps=LIMIT)
 
-    def read(self, path: Path, num_demos: int | None, pictures: bool) -> list[Trajectory]:
+    def read(self, path: Path, pictures: bool) -> Iterator[Trajectory]:
         episodes = json.loads(path.read_text())["ridge episodes"]
-        refuse_too_few(path, len(episodes), num_demos)
-        return [trajectory(index, episode) for index, episode in enumerate(episodes[:num_demos])]
+        return (trajectory(index, episode) for index, episode in enumerate(episodes))
 
 
 def trajectory(index: int, episode: dict[str, list]) -> Trajectory:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from reinflow.data.trajectories import Trajectory
 from reinflow.errors import UserError
@@ -23,6 +28,15 @@ class Recording:
     max_episode_steps: int | None = None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """what its envs were made with beside these, where that says something of the task"""
+    sim_backend: str | None = None
+    """simulator, in the project's spelling"""
+    robot: str | None = None
+    replayable: bool = False
+    """whether collect_demos.py --replay can give it other observations or actions"""
+    marks_success: bool = True
+    """whether successes are recorded; where not, no step succeeds"""
+    notes: tuple[str, ...] = ()
+    """sentences for whoever trains on it"""
 
 
 class DataFormat(Protocol):
@@ -36,8 +50,8 @@ class DataFormat(Protocol):
         """Before anything large is read."""
         ...
 
-    def read(self, path: Path, num_demos: int | None, pictures: bool) -> list[Trajectory]:
-        """The first `num_demos` episodes, or all; `terminated` as recorded (`Trajectory.under_rules`).
+    def read(self, path: Path, pictures: bool) -> Iterator[Trajectory]:
+        """Episode after episode, in their order; `terminated` as recorded (`Trajectory.under_rules`).
 
         Lengths and numbers are checked afterwards (`Trajectory.check`).
         """
@@ -59,7 +73,36 @@ def format_of(path: Path) -> DataFormat:
     )
 
 
-def refuse_too_few(path: Path, found: int, num_demos: int | None) -> None:
-    """UserError where a recording holds fewer episodes than are asked for."""
-    if num_demos is not None and num_demos > found:
-        raise UserError(f"{path} holds {found} trajectories, not the {num_demos} of --num_demos: collect more")
+def refuse_pictures(path: Path, name: str) -> None:
+    """UserError of a format whose pictures aren't read."""
+    raise UserError(f"{path}: pictures of {name} recordings are not read, only states: pass --obs_mode state")
+
+
+def assembled(
+    name: str,
+    states: Float[Tensor, "t s"],
+    actions: Float[Tensor, "t a"],
+    rewards: Float[Tensor, "t"] | None,
+    terminated: Bool[Tensor, "t"],
+    *,
+    successor: Float[Tensor, "s"] | None = None,
+    success: Bool[Tensor, "t"] | None = None,
+) -> Trajectory:
+    """An episode of a format with one observation per action, and perhaps the `successor` of the last one.
+
+    Where that is missing, a terminated episode repeats its last observation, which is never looked at, and any other
+    gives its last step up.
+    """
+    steps = len(actions)
+    success = torch.zeros(steps, dtype=torch.bool) if success is None else success
+    if successor is None and not terminated[-1:].any():
+        steps = max(steps - 1, 0)
+        obs = states
+    else:
+        obs = torch.cat((states, states[-1:] if successor is None else successor[None]))
+    truncated = torch.zeros(steps, dtype=torch.bool)
+    if steps:
+        truncated[-1] = not terminated[steps - 1]
+    rows = slice(steps)
+    kept = None if rewards is None else rewards[rows]
+    return Trajectory(obs, actions[rows], success[rows], terminated[rows], truncated, kept, name=name)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from reinflow.data.formats.base import Recording, refuse_too_few
-from reinflow.data.hdf5 import reading, refuse_impossible_size, top_level
-from reinflow.data.pictures import find_pictures
+from reinflow.data.config import replay_command
+from reinflow.data.formats.base import Recording
+from reinflow.data.hdf5 import as_rows, leaves, numbers, opened, top_level
+from reinflow.data.pictures import DTYPES, find_pictures
 from reinflow.data.trajectories import Trajectory
 from reinflow.errors import UserError
 from reinflow.runtime.files import read_json
@@ -25,6 +24,11 @@ HOW_IT_WAS_RECORDED = {
     "viewer_camera_configs", "shader_dir", "enable_shadow", "parallel_in_single_scene", "sim_config",
 }  # fmt: skip
 """arguments of an env that have a field of their own, show in the data, or change nothing in the task"""
+BACKENDS = {"cpu": "physx_cpu", "physx_cpu": "physx_cpu", "gpu": "physx_cuda", "cuda": "physx_cuda",
+            "physx_gpu": "physx_cuda", "physx_cuda": "physx_cuda"}  # fmt: skip
+"""ManiSkill's names of simulators"""
+UNUSED = {"segmentation", "position", "normal", "albedo"}
+"""what ManiSkill's cameras give beside the pictures that a policy sees"""
 
 
 class ManiSkillFormat:
@@ -35,34 +39,32 @@ class ManiSkillFormat:
         return bool(episode_names(top_level(path)))
 
     def describe(self, path: Path) -> Recording:
-        """What the .json beside the file says of the env."""
-        about = read_description(path)["env_info"]
-        settings = about["env_kwargs"]
+        """What the .json beside the file says of the env, and where that says nothing, its episodes and the file."""
+        about = read_description(path)
+        settings = about["env_info"]["env_kwargs"]
+        robots = settings.get("robot_uids")
         return Recording(
-            env_id=about["env_id"],
-            obs_mode=recorded_mode(settings),
-            control_mode=settings.get("control_mode"),
+            env_id=about["env_info"]["env_id"] or None,
+            obs_mode=recorded_mode(settings.get("obs_mode"), path),
+            control_mode=settings.get("control_mode") or control_mode_of(about, path),
             reward_mode=settings.get("reward_mode"),
-            max_episode_steps=about.get("max_episode_steps"),
+            max_episode_steps=about["env_info"].get("max_episode_steps"),
+            sim_backend=BACKENDS.get(str(settings.get("sim_backend")).split(":")[0]),
+            robot=robots if isinstance(robots, (str, type(None))) else "+".join(map(str, robots)),
             env_kwargs=own_kwargs(settings),
+            replayable=True,
         )
 
-    def read(self, path: Path, num_demos: int | None, pictures: bool) -> list[Trajectory]:
+    def read(self, path: Path, pictures: bool) -> Iterator[Trajectory]:
         """The groups `traj_0`, `traj_1`, ... in that order; pictures are located, and read by those who train."""
-        import h5py
-
         size = path.stat().st_size
-        with reading(path), h5py.File(path, "r") as file:
-            names = episode_names(file)
-            refuse_too_few(path, len(names), num_demos)
-            trajectories = []
-            for name in names[:num_demos]:
+        with opened(path) as file:
+            for name in episode_names(file):
                 where = f"{path}, {name}"
-                trajectory = read_trajectory(file[name], name, where, size)
+                trajectory = read_trajectory(file[name], name, path)
                 if pictures:
                     trajectory.pictures = find_pictures(path, file[name], where, len(trajectory.obs), size)
-                trajectories.append(trajectory)
-        return trajectories
+                yield trajectory
 
 
 def episode_names(names: Iterable[str]) -> list[str]:
@@ -75,13 +77,43 @@ def own_kwargs(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in HOW_IT_WAS_RECORDED}
 
 
-def recorded_mode(settings: dict[str, Any]) -> str | None:
-    """The observation mode of a recording in the project's spelling, where it has one."""
-    mode = settings.get("obs_mode")
+def recorded_mode(named: Any, path: Path) -> str:
+    """The observation mode of a recording in the project's spelling; `none` without observations.
+
+    What isn't used beside pictures is left out of it. Where no mode is named, or one that names no contents, those of
+    the first trajectory count.
+    """
+    if named == "state_dict":
+        return "state"
+    if named in (None, "sensor_data"):
+        return mode_of_contents(path)
+    parts = str(named).split("+")
+    used = [part for part in parts if part not in UNUSED] or parts
     try:
-        return None if mode is None else canonical_obs_mode(mode)
-    except (ValueError, AttributeError):
-        return str(mode)
+        return canonical_obs_mode("+".join(used))
+    except ValueError:
+        return str(named)
+
+
+def mode_of_contents(path: Path) -> str:
+    """What the first trajectory shows."""
+    with opened(path) as file:
+        obs = file[episode_names(file)[0]].get("obs")
+        if obs is None:
+            return "none"
+        if hasattr(obs, "shape") or "sensor_data" not in obs:
+            return "state"
+        seen = {name for camera in obs["sensor_data"].values() for name in camera if name in DTYPES}
+        return canonical_obs_mode("+".join([*seen, *(["state"] if "state" in obs else [])])) if seen else "none"
+
+
+def control_mode_of(about: dict[str, Any], path: Path) -> str | None:
+    """The control mode that all episodes name; UserError where they name several."""
+    episodes = [episode for episode in about.get("episodes") or [] if isinstance(episode, dict)]
+    named = {str(episode["control_mode"]) for episode in episodes if episode.get("control_mode")}
+    if len(named) > 1:
+        raise UserError(f"{path} has episodes of {' and '.join(sorted(named))}: replay them to one control mode")
+    return named.pop() if named else None
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -91,6 +123,7 @@ def read_description(path: Path) -> dict[str, Any]:
         info = read_json(beside)
         about = info["env_info"]
         sound = isinstance(about["env_id"], str) and isinstance(about["env_kwargs"], dict)
+        sound = sound and isinstance(info.get("episodes", []), list)
         if not sound or not isinstance(about.get("max_episode_steps"), (int, type(None))):
             raise TypeError("fields of other kinds")
     except FileNotFoundError:
@@ -102,48 +135,28 @@ def read_description(path: Path) -> dict[str, Any]:
     return info
 
 
-def read_trajectory(group: Any, name: str, where: str, size: int) -> Trajectory:
-    """One trajectory; `where` names it in errors, `size` is that of its file in bytes."""
-
-    def column(key: str, dtype: type) -> Tensor:
-        if key not in group or not hasattr(group[key], "shape"):
-            raise UserError(f"{where} has no {key}: collect the demonstrations again")
-        stored = group[key]
-        if stored.dtype.kind not in "fiub":
-            raise UserError(f"{where}, {key} holds {stored.dtype}, not numbers: collect the demonstrations again")
-        refuse_impossible_size(stored, f"{where}, {key}", size)
-        value = np.asarray(stored)
-        return torch.from_numpy(value.astype(dtype))
-
-    obs = torch.cat([as_rows(column(key, np.float32)) for key in state_columns(group, where)], dim=1)
-    actions = column("actions", np.float32)
-    success, terminated, truncated = (column(key, bool) for key in ("success", "terminated", "truncated"))
-    rewards = column("rewards", np.float32) if "rewards" in group else None
+def read_trajectory(group: Any, name: str, path: Path) -> Trajectory:
+    """One trajectory of the file at `path`."""
+    where = f"{path}, {name}"
+    obs = torch.cat([as_rows(numbers(group, key, where)) for key in state_columns(group, where, path)], dim=1)
+    actions = numbers(group, "actions", where)
+    success, terminated, truncated = (
+        numbers(group, key, where).bool() for key in ("success", "terminated", "truncated")
+    )
+    rewards = numbers(group, "rewards", where) if "rewards" in group else None
     return Trajectory(obs, actions, success, terminated, truncated, rewards, name=name)
 
 
-def state_columns(group: Any, where: str) -> list[str]:
-    """The datasets that make up a state: one, or beside pictures those of `agent` and `extra`, as ManiSkill does."""
+def state_columns(group: Any, where: str, path: Path) -> list[str]:
+    """The datasets that make up a state: one, or those of the robot and the task, as ManiSkill flattens them."""
     obs = group.get("obs")
-    if obs is not None and hasattr(obs, "shape"):
+    if obs is None:
+        raise UserError(f"{where} has no observations: replay the file with {replay_command(str(path))}")
+    if hasattr(obs, "shape"):
         return ["obs"]
-    if obs is None or "sensor_data" not in obs:
-        raise UserError(f"{where} has no obs of state or image observations: record it with obs_mode state or rgb")
     if "state" in obs:
         return ["obs/state"]
     found = [name for part in ("agent", "extra") if part in obs for name in leaves(obs[part], f"obs/{part}")]
     if not found:
-        raise UserError(f"{where} has pictures but no states of the robot: record the file again")
+        raise UserError(f"{where} has no states of the robot: replay the file with {replay_command(str(path))}")
     return found
-
-
-def leaves(group: Any, name: str) -> list[str]:
-    """Names of the datasets below a group in the order in which they were recorded."""
-    if hasattr(group, "shape"):
-        return [name]
-    return [leaf for key, item in group.items() for leaf in leaves(item, f"{name}/{key}")]
-
-
-def as_rows(value: Tensor) -> Tensor:
-    """(t) or (t d) as (t d)."""
-    return value.unsqueeze(1) if value.dim() == 1 else value
