@@ -3,7 +3,10 @@
     python train_online_finetune.py --pretrained_path runs/shortcut_flow-PickCube-v1-seed0 --total_timesteps 1000000
     python train_online_finetune.py --pretrained_path ... --sim_backend physx_cuda --num_envs 256 --rollout_steps 32
 
-Writes `runs/reinflow-<env_id>-seed<seed>/`; its first evaluation is the pretrained policy's.
+    python train_online_finetune.py --preset scratch --env_id Hopper-v5
+
+Writes `runs/reinflow-<env_id>-seed<seed>/`; its first evaluation is the pretrained policy's. With `--scratch` there is
+none: PPO trains an untrained policy, a Gaussian unless `--family` says otherwise, into `runs/scratch-<env_id>-...`.
 """
 
 from __future__ import annotations
@@ -15,12 +18,12 @@ from reinflow.algos.config import PPOFlags
 from reinflow.algos.schedules import NoiseConfig
 from reinflow.cli import Flat, run_script
 from reinflow.envs import EnvConfig
-from reinflow.errors import UserError
-from reinflow.policies import NoiseNetConfig
+from reinflow.policies import NoiseNetConfig, PolicyConfig
 from reinflow.presets import ONLINE_PRESETS, beside_the_guide
 from reinflow.run.config import RunConfig
 from reinflow.runtime.config import AccelerationConfig
 from reinflow.training.config import EvalConfig, OnPolicyConfig
+from reinflow.training.scratch import refuse_half_a_beginning, untrained, untrained_policy
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,17 @@ class Config:
     pretrained_path: str = ""
     """checkpoint of Stage 1 or 2: a file or a run directory (its best_model.safetensors)"""
     num_inference_steps: int | None = None
-    """denoising steps K that are fine-tuned; None takes the checkpoint's"""
-    initial_noise_scale: float | None = None
-    """std of the noise x_0 that chains start from, 0 to 1; None takes the checkpoint's"""
+    """denoising steps K that are fine-tuned; None takes the checkpoint's, or 4 from scratch"""
+    scratch: bool = False
+    """start from an untrained policy, whose family, net and horizons are then chosen here; --preset scratch also sets
+    what PPO needs for that"""
     freeze_visual_encoder: bool = False
     """keep an image encoder fixed: pictures are encoded once per decision and not stored"""
     asymmetric_critic: bool = False
     """V sees the simulator's full state while the policy sees pictures; V is not needed after training"""
     run: Flat[RunConfig] = field(default_factory=RunConfig)
     env: Flat[EnvConfig] = field(default_factory=EnvConfig)
+    policy: Flat[PolicyConfig] = field(default_factory=untrained_policy)
     online: Flat[OnPolicyConfig] = field(default_factory=OnPolicyConfig)
     ppo: Flat[PPOFlags] = field(default_factory=PPOFlags)
     noise: Flat[NoiseConfig] = field(default_factory=NoiseConfig)
@@ -52,6 +57,7 @@ def main(config: Config) -> None:
     from reinflow.agent import ReinFlowAgent
     from reinflow.algos.ppo import PPO
     from reinflow.algos.reinflow import ReinFlow, rollout_buffer
+    from reinflow.algos.scratch import FromScratch
     from reinflow.envs import Builds, make_env
     from reinflow.policies import build_policy
     from reinflow.run.run import Run
@@ -59,22 +65,24 @@ def main(config: Config) -> None:
     from reinflow.storage.checkpoint import load_checkpoint, load_state_
     from reinflow.training.fine_tuning import beside_the_pretrained, warn_of_few_iterations
     from reinflow.training.loops import OnPolicy
-    from reinflow.training.trainer import Trainer
+    from reinflow.training.trainer import Trainer, no_inspection
     from reinflow.training.videos import filming
     from reinflow.types import Objective
 
-    if not config.pretrained_path:
-        raise UserError("--pretrained_path is missing: pass a run directory or checkpoint of Stage 1 or Stage 2")
-    checkpoint = load_checkpoint(config.pretrained_path)
+    refuse_half_a_beginning(config.scratch, config.pretrained_path, config.policy)
+    if config.scratch:
+        checkpoint = untrained(config.policy, config.env.completed(), config.num_inference_steps, config.run.seed)
+    else:
+        checkpoint = load_checkpoint(config.pretrained_path)
     env_config = config.env.completed(checkpoint.env_spec, checkpoint.objective)
     ppo = config.ppo.completed(checkpoint.objective)
     objective = Objective(ppo.gamma, env_config.reward_mode, env_config.terminate_on_success)
     settled = replace(config, ppo=ppo, env=config.env.settled(objective))
-    name = f"reinflow-{env_config.env_id}-seed{config.run.seed}"
+    name = f"{'scratch' if config.scratch else 'reinflow'}-{env_config.env_id}-seed{config.run.seed}"
     with Run.open(
         config.run, name=name, full_config=settled, total=config.online.total_timesteps, unit="env_steps"
     ) as run:
-        policy = build_policy(checkpoint.policy_spec.starting_with(config.initial_noise_scale)).to(run.device)
+        policy = build_policy(checkpoint.policy_spec.starting_with(config.policy.initial_noise_scale)).to(run.device)
         load_state_(policy, checkpoint.policy_state, f"the policy of {config.pretrained_path}")
         settings = {
             "act_horizon": policy.spec.act_horizon,
@@ -112,7 +120,7 @@ def main(config: Config) -> None:
             agent.accelerate_(config.acceleration)
             warn_of_few_iterations(run, config.online, policy.spec.act_horizon)
             buffer = rollout_buffer(agent, ppo, config.online.rollout_steps * env.num_envs)
-            learner = ReinFlow(agent, PPO(agent, ppo, config.acceleration), buffer)
+            learner = (FromScratch if config.scratch else ReinFlow)(agent, PPO(agent, ppo, config.acceleration), buffer)
             Trainer(
                 OnPolicy(learner, env, config.online, run, run.generator()),
                 eval_env,
@@ -120,7 +128,7 @@ def main(config: Config) -> None:
                 objective,
                 camera=camera,
                 prefer_newer=True,
-                inspect=beside_the_pretrained,
+                inspect=no_inspection if config.scratch else beside_the_pretrained,
             ).train()
 
 

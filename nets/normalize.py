@@ -74,6 +74,32 @@ class MeanStdNormalizer(_AffineNormalizer):
         return self
 
 
+class RunningMoments(nn.Module):
+    """Mean and std of the columns of all rows so far, which are not kept (Chan et al., 1983)."""
+
+    count: Tensor
+    mean: Tensor
+    square: Tensor
+    """sum of squared distances from the mean"""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
+        self.register_buffer("square", torch.zeros(dim, dtype=torch.float64))
+
+    def add_(
+        self, mean: Float[Tensor, "dim"], std: Float[Tensor, "dim"], count: int
+    ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
+        """Take in `count` more rows with these moments, in place; gives those of all."""
+        total = self.count + count
+        gap = mean - self.mean
+        self.square += count * std.square() + gap.square() * self.count * count / total
+        self.mean += gap * count / total
+        self.count.copy_(total)
+        return self.mean.clone(), (self.square / total).sqrt()
+
+
 class PictureNormalizer(nn.Module):
     """Pictures minus their mean, place by place, over one std per channel; the identity until fitted.
 

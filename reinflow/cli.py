@@ -226,7 +226,8 @@ def saved_config(base: C, run_dir: Path) -> C:
     """
     try:
         saved = json.loads((run_dir / "config.json").read_text())["flags"]
-        defaults = dict(flat_fields(set_flags(base, {r.flag: saved[r.flag] for r, _ in chosen_names(base)})))
+        choices = {r.flag: saved[r.flag] for r, _ in chosen_names(base) if r.flag in saved}
+        defaults = dict(flat_fields(set_flags(base, choices)))
         saved = completed(saved, defaults)
         others = {name for name in saved if name not in defaults and owners_of(base, name)}
         flags = {

@@ -36,6 +36,13 @@ class StepResult:
     reward: Float[Tensor, "n"]
     success: Bool[Tensor, "n"]
     terminated: Bool[Tensor, "n"]
+    truncated: Bool[Tensor, "n"] | None = None
+    """where an env itself cuts an episode short of the limit; None where it never does"""
+
+    @property
+    def ended(self) -> Bool[Tensor, "n"]:
+        """Whether the env ended the episode, in either way."""
+        return self.terminated if self.truncated is None else self.terminated | self.truncated
 
 
 class BatchedEnv(Protocol):

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CORE = {"reinflow.runtime"} | {f"reinflow.{name}" for name in ("types", "specs", "errors", "registry")}
 TENSORS = {"torch", "numpy", "jaxtyping", "einops"}
-SIMULATOR = {"mani_skill", "sapien", "gymnasium"}
+SIMULATOR = {"mani_skill", "sapien", "gymnasium", "mujoco", "gymnasium_robotics", "robosuite"}
 
 MAY_IMPORT = {
     "nets": {"nets", "torch", "einops", "jaxtyping"},
@@ -58,7 +58,10 @@ MAY_IMPORT = {
 }
 """top-level packages, and modules of ours by prefix; the standard library is free"""
 
-LAZY = {"torch", "mani_skill", "sapien", "h5py", "pyarrow", "huggingface_hub", "wandb", "matplotlib", "mplib"}
+LAZY = {
+    *("torch", "mani_skill", "sapien", "gymnasium", "mujoco", "robosuite"),
+    *("h5py", "pyarrow", "huggingface_hub", "wandb", "matplotlib", "mplib"),
+}
 """imported only when something is learned, simulated, read or tracked: --help waits for none of them"""
 HELP = """
 import contextlib, os, runpy, sys

@@ -27,6 +27,7 @@ TINY = {
     "iteration": "--num_envs 4 --decisions 2 --k 2 --horizon 4 --epochs 1 --minibatch_size 4",
     "latency": "--net mlp --k 1 --horizon 4",
     "memory": "--net mlp --rows 2 4 --k 1 2 --horizon 4",
+    "mujoco": "--env_ids Pusher-v5 --num_envs 2 --steps 3",
     "rollout": "--num_envs 4 --decisions 2 --k 2 --horizon 4",
     "sampler": "--net mlp --batch 4 --k 2 --horizon 4",
     "shares": "--env_id SyntheticChunk-v0 --obs_mode state --num_envs 2 --decisions 2",
@@ -51,6 +52,8 @@ def run(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", TINY)
 def test_it_runs_and_writes_its_rows_with_their_machine(run, name, capsys):
+    if name == "mujoco":
+        pytest.importorskip("mujoco", reason="needs the extra: pip install -e '.[mujoco]'")
     written = run(name, TINY[name])
     assert written["benchmark"] == name
     assert written["rows"]

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
     from reinflow.types import BatchedEnv, ChunkEnv
 
 SUITES.add("maniskill", Entry(later("reinflow.envs.maniskill_suite:ManiSkillSuite")))
+SUITES.add("absent", Entry(later("reinflow.envs.absent:AbsentSuite")))
+SUITES.add("gymnasium", Entry(later("reinflow.envs.gymnasium_suite:GymnasiumSuite")))
 SUITES.add("toy", Entry(later("reinflow.envs.toy:ToySuite")))
 SUITES.add("synthetic", Entry(later("reinflow.envs.synthetic:SyntheticSuite")))
+SUITES.add("mujoco", Entry(later("reinflow.envs.mujoco:MujocoSuite")))
+SUITES.add("robosuite", Entry(later("reinflow.envs.robosuite_suite:RobosuiteSuite")))
 
 
 def make_env(

@@ -35,7 +35,7 @@ class EnvConfig:
     """The task. What is None comes from the checkpoint, or in Stage 1 from the defaults named here."""
 
     env_id: str | None = None
-    """ManiSkill task, or one of another suite such as `Toy-v0`; default PickCube-v1"""
+    """ManiSkill task, or one of another suite such as `Hopper-v5`; default PickCube-v1"""
     obs_mode: str | None = None
     """observations: `state`, `rgb`, `depth`, or several joined by +; default `state`, the task's full state"""
     control_mode: str | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -17,6 +18,24 @@ from reinflow.types import Seed
 def worker_seed(seed: int, worker: int) -> int:
     """What a simulator process makes of a batch's seed; the first one takes it as it is."""
     return derived_seed(seed, Stream.WORKER, worker) if worker else seed
+
+
+SINGLE_STRIDE = 1_000_003
+"""between the seeds of single envs that are reset with one seed"""
+
+
+def single_seeds(seed: Seed, num_envs: int) -> Sequence[int | None]:
+    """Of envs that know nothing of each other: their own, or of one seed `seed + SINGLE_STRIDE * i`, or none."""
+    if isinstance(seed, int):
+        return [seed + SINGLE_STRIDE * index for index in range(num_envs)]
+    return [None] * num_envs if seed is None else seed
+
+
+def generator_at(state: dict[str, Any]) -> np.random.Generator:
+    """A generator of gymnasium's kind, where `bit_generator.state` says."""
+    generator = np.random.Generator(np.random.PCG64())
+    generator.bit_generator.state = state
+    return generator
 
 
 def batch_seed(seed: int | list[int]) -> int:

@@ -8,10 +8,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from reinflow.envs.seeding import single_seeds
 from reinflow.types import BatchedEnv, Seed, StepResult
-
-SINGLE_STRIDE = 1_000_003
-"""between the seeds of single envs that are reset with one seed"""
 
 
 class Sequence:
@@ -25,11 +23,10 @@ class Sequence:
         self._frames: list[dict[str, Tensor]] = [{} for _ in envs]
 
     def reset(self, seed: Seed = None, env_idx: Tensor | None = None) -> dict[str, Tensor]:
-        """Env i draws its start state from its own seed, or of one seed from `seed + SINGLE_STRIDE * i`."""
-        if isinstance(seed, int):
-            seed = [seed + SINGLE_STRIDE * index for index in range(self.num_envs)]
+        """Env i draws its start state from its own of the `single_seeds`."""
+        seeds = single_seeds(seed, self.num_envs)
         for index in range(self.num_envs) if env_idx is None else env_idx.tolist():
-            self._frames[index] = self.envs[index].reset(seed=None if seed is None else seed[index])
+            self._frames[index] = self.envs[index].reset(seed=seeds[index])
         return stacked(self._frames)
 
     def rebuild(self, seeds: list[int] | None = None) -> None:

@@ -12,6 +12,7 @@ Chunks, histories, worker processes, evaluation and all algorithms come free.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
     from reinflow.envs.config import CompleteEnvConfig
     from reinflow.types import BatchedEnv
+
+NATIVE = "native"
+"""the control mode and the kind of reward of tasks that have one of each"""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,16 @@ class EnvSuite:
         return Setup(config)
 
 
+class NativeSuite(EnvSuite):
+    """Of tasks with one control mode and one kind of reward, both called `native`."""
+
+    def refuse(self, config: CompleteEnvConfig, wishes: Wishes) -> None:
+        """UserError for another control mode, too."""
+        super().refuse(config, wishes)
+        if config.control_mode != NATIVE:
+            raise UserError(f"{config.env_id} has one control mode: leave --control_mode {config.control_mode} out")
+
+
 SUITES: Registry[EnvSuite] = Registry("env suite", flag="env_id")
 """the last one that owns a task makes it"""
 
@@ -139,6 +153,12 @@ def made(suite: EnvSuite, config: CompleteEnvConfig, num_envs: int, wishes: Wish
         env_kwargs=config.arguments.kwargs,
     )
     return env
+
+
+def needed(package: str, extra: str, env_id: str) -> None:
+    """UserError where a package that simulates a task is not installed; `extra` is the project's that brings it."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"--env_id {env_id} needs {package}: pip install -e '.[{extra}]'")
 
 
 def refuse_what_a_task_lacks(task: Task, config: CompleteEnvConfig, wishes: Wishes) -> None:

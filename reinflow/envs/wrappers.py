@@ -146,8 +146,8 @@ class ActionChunk:
         steps, over = [], ~self.everywhere
         for index in range(min(self.act_horizon, left)):
             steps.append(self.env.step(actions[:, index], render=index in seen))
-            if self.looks and steps[-1].terminated.any():
-                over = over | steps[-1].terminated
+            if self.looks and steps[-1].ended.any():
+                over = over | steps[-1].ended
                 if over.all():
                     break
         return steps
@@ -162,7 +162,8 @@ class ActionChunk:
         )
         usable = self._usable(reward, steps)
         at_limit = self.stats.length + self.ordinals[: len(steps)] >= self.spec.max_episode_steps
-        stops = terminated | at_limit | ~usable
+        ends = at_limit | torch.stack([step.ended for step in steps])
+        stops = ends | ~usable
         runs = sound & (stops.cumsum(0) - stops.long() == 0)
         counted = runs & usable
         reward = torch.where(counted, reward, 0.0)
@@ -176,7 +177,7 @@ class ActionChunk:
             reward=(self.discounts[: len(steps)] * reward).sum(0),
             executed=executed,
             terminated=terminated,
-            truncated=(counted & at_limit).any(0) & ~terminated,
+            truncated=(counted & ends).any(0) & ~terminated,
             broken=~sound | (runs & ~usable).any(0),
             episode=EpisodeStats(
                 return_=before.return_ + reward.sum(0),

@@ -19,6 +19,11 @@ Inspection = Callable[["Trainer", Metrics], Metrics]
 """Looks at an evaluation's metrics in the first process, may raise alarms, and gives more metrics."""
 
 
+def no_inspection(trainer: Trainer, metrics: Metrics) -> Metrics:
+    """Nothing to say."""
+    return {}
+
+
 class Trainer:
     """Runs `loop` to its end and evaluates its learner in `env`."""
 
@@ -32,7 +37,7 @@ class Trainer:
         camera: Camera | None = None,
         prefer_newer: bool = False,
         hand_over: bool = False,
-        inspect: Inspection = lambda trainer, metrics: {},
+        inspect: Inspection = no_inspection,
     ):
         """`objective` is what the learner's critics predict. `prefer_newer` is explained by `Keeper`.
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from reinflow.envs import EnvConfig, make_env
+from reinflow.envs.gymnasium_suite import GymnasiumEnv
 from reinflow.envs.maniskill import ManiSkillEnv
-from reinflow.envs.seeding import worker_seed
-from reinflow.envs.sequence import SINGLE_STRIDE
+from reinflow.envs.mujoco import MujocoEnv
+from reinflow.envs.seeding import SINGLE_STRIDE, worker_seed
 from reinflow.envs.synthetic import SyntheticEnv
 from reinflow.envs.toy import ToyEnv, toy_demos
 from reinflow.envs.workers import MOST_FAILURES, WorkerChunkEnv, WorkerError
@@ -61,6 +62,10 @@ def cases() -> dict[str, Callable[[], Case]]:
     def next_single(seed: int) -> int:
         return seed + SINGLE_STRIDE
 
+    def single(env_id: str, num_envs: int) -> Case:
+        config = EnvConfig(env_id, **limited, num_workers=0).completed()
+        return Case(config, num_envs, [(partial(GymnasiumEnv, config, num_envs), as_it_is)])
+
     second_worker = partial(worker_seed, worker=1)
 
     def simulated(num_workers: int, backend: str, num_envs: int, sizes: list[int], *seeds: Callable) -> Case:
@@ -72,6 +77,10 @@ def cases() -> dict[str, Callable[[], Case]]:
         "synthetic": lambda: Case(
             EnvConfig("SyntheticChunk-v0", **limited), 4, [(partial(SyntheticEnv, 4, **limited), as_it_is)]
         ),
+        "mujoco": lambda: Case(
+            EnvConfig("Pusher-v5", **limited, num_workers=0), 3, [(partial(MujocoEnv, "Pusher-v5", 3, LIMIT), as_it_is)]
+        ),
+        "gymnasium": lambda: single("Pendulum-v1", 3),
         "maniskill_batched": lambda: simulated(0, batched, 4, [4], as_it_is),
         "maniskill_stock": lambda: simulated(0, stock, 2, [1, 1], as_it_is, next_single),
         "workers_batched": lambda: simulated(2, batched, 4, [2, 2], as_it_is, second_worker),
@@ -86,6 +95,8 @@ def case(request: pytest.FixtureRequest) -> Case:
         pytest.skip("physx_cuda needs a GPU")
     if request.param.startswith(("maniskill", "workers")):
         pytest.importorskip("mani_skill")
+    if request.param == "mujoco":
+        pytest.importorskip("mujoco")
     torch.set_num_threads(1)
     return cases()[request.param]()
 

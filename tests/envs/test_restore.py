@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from reinflow.envs import EnvConfig
+from reinflow.envs.gymnasium_suite import GymnasiumEnv
 from reinflow.envs.maniskill import ManiSkillEnv
+from reinflow.envs.mujoco import MujocoEnv
 from reinflow.envs.sequence import Sequence
 from reinflow.envs.toy import ToyEnv
 from reinflow.envs.workers import WorkerChunkEnv
@@ -38,12 +40,31 @@ def stock(num_envs: int) -> ActionChunk:
     return ActionChunk(Sequence(envs), CHUNK, 2, 0.9)
 
 
+def mujoco(env_id: str) -> ActionChunk:
+    return ActionChunk(MujocoEnv(env_id, 2, LIMIT), CHUNK, 2, 0.9)
+
+
+def gymnasium(env_id: str) -> ActionChunk:
+    config = EnvConfig(env_id, max_episode_steps=LIMIT).completed()
+    return ActionChunk(GymnasiumEnv(config, 2), CHUNK, 2, 0.9)
+
+
+NEEDS = {"Hopper": "mujoco", "Ant": "mujoco", "Humanoid": "mujoco", "toy": "torch", "toy in workers": "torch"}
+NEEDS |= {"Pendulum": "gymnasium", "PointMaze": "gymnasium_robotics", "Fetch": "gymnasium_robotics"}
+"""others need mani_skill"""
+
 MAKERS = {
     "toy": partial(toy, 5),
     "toy in workers": lambda: WorkerChunkEnv(toy, 5, 2, 3),
     "PickCube": partial(maniskill, "PickCube-v1", 3),
     "StackCube": partial(maniskill, "StackCube-v1", 2),
     "stock PickCube": partial(stock, 2),
+    "Hopper": partial(mujoco, "Hopper-v5"),
+    "Ant": partial(mujoco, "Ant-v5"),
+    "Humanoid": partial(mujoco, "Humanoid-v5"),
+    "Pendulum": partial(gymnasium, "Pendulum-v1"),
+    "PointMaze": partial(gymnasium, "PointMaze_UMaze-v3"),
+    "Fetch": partial(gymnasium, "FetchPush-v4"),
 }
 
 
@@ -52,8 +73,7 @@ def actions(env: ChunkEnv, count: int, seed: int) -> Tensor:
     horizon = 3 if env.spec.env_id == "Toy-v0" else CHUNK
     drawn = torch.rand(count, env.num_envs, horizon, env.spec.action_dim, generator=torch.Generator().manual_seed(seed))
     drawn = drawn * 2 - 1
-    if env.spec.env_id != "Toy-v0":
-        drawn[..., 2] -= 0.7
+    drawn[..., 2:3] -= 0.7
     return drawn
 
 
@@ -67,8 +87,7 @@ def play(env: ChunkEnv, chunks: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_restored_env_goes_on_as_the_one_that_was_left(name: str):
-    if "toy" not in name:
-        pytest.importorskip("mani_skill")
+    pytest.importorskip(NEEDS.get(name, "mani_skill"))
     left = MAKERS[name]()
     left.reset(seed=3)
     play(left, actions(left, 9, seed=0))  # into the second episode

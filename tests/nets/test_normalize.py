@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nets import MeanStdNormalizer, MinMaxNormalizer
-from nets.normalize import PictureNormalizer
+from nets.normalize import PictureNormalizer, RunningMoments
 
 BOTH = pytest.mark.parametrize("cls", [MeanStdNormalizer, MinMaxNormalizer])
 
@@ -96,3 +96,13 @@ def test_a_picture_loses_its_background_and_keeps_what_differs():
     torch.testing.assert_close(normalizer.normalize(pictures), pictures)
     normalizer.fit_(pictures)
     torch.testing.assert_close(normalizer.normalize(pictures)[:, 0], torch.stack((-2 * change, 2 * change)))
+
+
+def test_running_moments_are_those_of_all_rows_so_far():
+    # 0 and 2 (mean 1, std 1), then 4 and 8 and 1: together mean 3, squares 9 + 1 + 1 + 25 + 4 = 40 -> std sqrt(8)
+    moments = RunningMoments(1)
+    for rows in ([0.0, 2.0], [4.0, 8.0, 1.0]):
+        column = torch.tensor(rows, dtype=torch.float64)[:, None]
+        mean, std = moments.add_(column.mean(0), column.std(0, correction=0), len(column))
+    torch.testing.assert_close(mean, torch.tensor([3.0], dtype=torch.float64))
+    torch.testing.assert_close(std, torch.tensor([8.0**0.5], dtype=torch.float64))
