@@ -83,7 +83,7 @@ def refuse_missing_gpu(backend: str) -> None:
     """UserError where the GPU of `physx_cuda` or `physx_cuda:1` isn't there."""
     index = int(backend.partition(":")[2] or 0)
     if index >= torch.cuda.device_count():
-        there = f"only {torch.cuda.device_count()} are" if torch.cuda.is_available() else "none is"
+        there = f"only {torch.cuda.device_count()} is" if torch.cuda.is_available() else "none is"
         raise UserError(
             f"--sim_backend {backend} needs a CUDA GPU and {there} visible: use --sim_backend physx_cpu_batched, "
             "or check nvidia-smi and CUDA_VISIBLE_DEVICES"

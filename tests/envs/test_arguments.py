@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from reinflow.data.demos import compare_arguments
 from reinflow.data.formats.maniskill import own_kwargs
 from reinflow.envs.arguments import EnvArguments, register
 from reinflow.envs.config import EnvConfig, canonical_backend
+from reinflow.envs.maniskill_suite import refuse_missing_gpu
+from reinflow.envs.workers import cause_of_death
 from reinflow.errors import UserError
 from reinflow.specs import EnvSpec
 
@@ -135,3 +138,17 @@ env.close()
 def test_workers_start_for_a_script_of_standard_input_that_guards_nothing():
     done = subprocess.run([sys.executable], input=STDIN, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == ["(2, 1, 1)"], done.stderr
+
+
+def test_what_ended_a_worker_is_told_from_its_exit_code():
+    assert cause_of_death(-9) == "killed from outside, most often for memory: lower --num_envs"
+    assert "by SIGSEGV: a crash" in cause_of_death(-11)
+    assert "exit code 1: its own error stands above" in cause_of_death(1)
+
+
+def test_a_gpu_that_is_not_there_is_counted(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    refuse_missing_gpu("physx_cuda:0")
+    with pytest.raises(UserError, match="--sim_backend physx_cuda:1 needs a CUDA GPU and only 1 is visible"):
+        refuse_missing_gpu("physx_cuda:1")
