@@ -25,6 +25,7 @@ from reinflow.errors import UserError
 from reinflow.runtime import interrupts
 from reinflow.runtime.interrupts import Interrupted
 from reinflow.runtime.trees import copied, split
+from reinflow.storage.checkpoint import load_checkpoint
 from reinflow.storage.names import MODEL
 from reinflow.storage.resumable import FILES, MANIFEST, latest_training, manifest, save_training, states
 from reinflow.storage.sealed import seal, unseal
@@ -277,14 +278,17 @@ def test_an_older_run_goes_on_and_its_best_policy_gets_the_name_of_today(folder)
     assert [path.name for path in run.glob("best_model*")] == ["best_model.safetensors"]
 
 
-def test_a_run_keeps_the_policy_of_every_second_evaluation_and_draws_its_curve(folder, capsys):
-    # evaluations after 0, 4, 8 and 12 iterations: every second one, and the last
+def test_a_run_keeps_the_policy_of_every_second_evaluation_and_the_last_one_and_draws_their_curve(folder, capsys):
+    # evaluations after 4, 8 and 12 iterations: the second one, and the last
     run_stage(1, folder, "kept", "--keep_every", "2")
     kept = sorted((folder / "runs" / "kept" / "kept").iterdir())
-    assert [path.name for path in kept] == [f"step_{step:012d}.safetensors" for step in (0, 8, 12)]
+    assert [path.name for path in kept] == [f"step_{step:012d}.safetensors" for step in (8, 12)]
     flags = ["--num_eval_envs", "2", "--num_eval_episodes", "2", "--no-cuda", "--output_dir", str(folder / "curve")]
     evaluate.main(parse(evaluate.Config, ["--checkpoint", *map(str, kept), *flags]))
     rows = json.loads((folder / "curve" / "curve.json").read_text())["results"]
-    assert [(row["step"], row["episodes"]) for row in rows] == [(0, 2), (8, 2), (12, 2)]
+    assert [(row["step"], row["episodes"]) for row in rows] == [(8, 2), (12, 2)]
+    run_stage(3, folder, "kept3", "--keep_every", "9")
+    pretrained, _ = sorted((folder / "runs" / "kept3" / "kept").iterdir())
+    assert load_checkpoint(pretrained).meta["step"] == 0
     assert (folder / "curve" / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert capsys.readouterr().out.count("success_once") == 3
+    assert capsys.readouterr().out.count("success_once") == 2

@@ -28,8 +28,8 @@ class RunConfig:
     num_video_envs: int = 9
     """episodes of a video"""
     keep_every: int = 0
-    """evaluations between policies that stay in the run's `kept`, those of the first and the last among them; 0 keeps
-    the best alone"""
+    """evaluations between policies that stay in the run's `kept`, beside the pretrained and the last one; 0 keeps the
+    best alone"""
     runs_dir: str = "runs"
     """folder of all runs"""
     resume: str | None = None
