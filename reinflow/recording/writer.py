@@ -72,13 +72,13 @@ class TrajectoryWriter:
     def __len__(self) -> int:
         return len(self.description["episodes"])
 
-    def add(self, data: Tree, seed: int, control_mode: str) -> None:
+    def add(self, data: Tree, seed: int | None, control_mode: str) -> None:
         """Append an episode of T steps.
 
         Args:
             data: `obs` and every leaf of `env_states` with T+1 rows; `actions`, `rewards`, `success`, `terminated` and
                 `truncated` with T.
-            seed: `env.reset(seed=seed)` on a single env starts this episode.
+            seed: `env.reset(seed=seed)` on a single env starts this episode; None where that isn't known.
         """
         number = len(self)
         write_tree(self._file, f"traj_{number}", self._see(dict(data)) if self._see else data)
