@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,10 @@ class PreactMLPConfig:
     """width of the embeddings of flow time and step size"""
     preact_cond_dims: tuple[int, ...] = (64, 16)
     """layers that the condition passes first; none for pictures, which their encoder has already made small"""
+    preact_activation: Literal["mish", "relu"] = "mish"
+    """of the layers and of the net over the condition; embeddings always have Mish"""
+    preact_max_frequency: float = 1000.0
+    """rad per unit of time of the fastest sinusoid in the embeddings; 1 is what ReinFlow's own ReFlow networks have"""
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+FASTEST = 1000.0
+"""rad per unit of time of the fastest sinusoid"""
+
 
 class SinusoidalEmbedding(nn.Module):
     """sin and cos of a time at `dim / 2` geometrically spaced frequencies."""
 
     frequencies: Tensor
 
-    def __init__(self, dim: int, max_frequency: float = 1000.0, frequency_ratio: float = 1e4):
+    def __init__(self, dim: int, max_frequency: float = FASTEST, frequency_ratio: float = 1e4):
         """`max_frequency` in rad per unit of time; the slowest frequency is `max_frequency / frequency_ratio`."""
         super().__init__()
         if dim < 4 or dim % 2:
@@ -33,9 +36,9 @@ class SinusoidalEmbedding(nn.Module):
 class TimeEmbedding(nn.Sequential):
     """A sinusoidal embedding followed by a two-layer net: (b) -> (b dim)."""
 
-    def __init__(self, dim: int, hidden_factor: int = 4):
+    def __init__(self, dim: int, hidden_factor: int = 4, max_frequency: float = FASTEST):
         super().__init__(
-            SinusoidalEmbedding(dim),
+            SinusoidalEmbedding(dim, max_frequency),
             nn.Linear(dim, hidden_factor * dim),
             nn.Mish(),
             nn.Linear(hidden_factor * dim, dim),
@@ -45,10 +48,10 @@ class TimeEmbedding(nn.Sequential):
 class StepEmbedding(nn.Module):
     """Flow time and step size, each with its own embedding: (b), (b) -> (b 2*dim)."""
 
-    def __init__(self, dim: int, hidden_factor: int = 4):
+    def __init__(self, dim: int, hidden_factor: int = 4, max_frequency: float = FASTEST):
         super().__init__()
-        self.timestep = TimeEmbedding(dim, hidden_factor)
-        self.step_size = TimeEmbedding(dim, hidden_factor)
+        self.timestep = TimeEmbedding(dim, hidden_factor, max_frequency)
+        self.step_size = TimeEmbedding(dim, hidden_factor, max_frequency)
 
     def forward(self, timestep: Float[Tensor, "b"], step_size: Float[Tensor, "b"]) -> Float[Tensor, "b two_dim"]:
         """The embedding of flow time first, then that of the step size."""

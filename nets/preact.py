@@ -8,7 +8,7 @@ what their MLP concatenates is added here behind a layer each, which is the same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from nets.config import PreactMLPConfig
 from nets.embed import StepEmbedding
 from nets.mlp import ResidualLayers
 from nets.velocity import VelocityNet, check_chunk
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"mish": nn.Mish, "relu": nn.ReLU}
 
 
 class PreactVelocityMLP(VelocityNet):
@@ -27,12 +29,13 @@ class PreactVelocityMLP(VelocityNet):
         config = config or PreactMLPConfig()
         width = config.preact_hidden_dim
         self.chunk_shape = (pred_horizon, act_dim)
-        self.step_embedding = StepEmbedding(config.preact_time_dim, hidden_factor=2)
+        self.step_embedding = StepEmbedding(config.preact_time_dim, 2, config.preact_max_frequency)
         self.sample_in = nn.Linear(pred_horizon * act_dim, width)
         self.step_in = nn.Linear(2 * config.preact_time_dim, width, bias=False)
-        self.cond_in = condition_net(global_cond_dim, config.preact_cond_dims, width)
+        activation = ACTIVATIONS[config.preact_activation]
+        self.cond_in = condition_net(global_cond_dim, config.preact_cond_dims, width, activation)
         self.layers = nn.ModuleList(
-            ResidualLayers(nn.Mish(), nn.Linear(width, width), nn.Mish(), nn.Linear(width, width))
+            ResidualLayers(activation(), nn.Linear(width, width), activation(), nn.Linear(width, width))
             for _ in range(config.preact_blocks)
         )
         self.out = nn.Linear(width, pred_horizon * act_dim)
@@ -59,10 +62,12 @@ class PreactVelocityMLP(VelocityNet):
         return self.out(hidden).unflatten(1, self.chunk_shape)
 
 
-def condition_net(in_dim: int, hidden_dims: Sequence[int], out_dim: int) -> nn.Sequential:
-    """Layers with Mish between them, and a last one without bias whose product is a term of a sum."""
+def condition_net(
+    in_dim: int, hidden_dims: Sequence[int], out_dim: int, activation: Callable[[], nn.Module]
+) -> nn.Sequential:
+    """Layers with activations between them, and a last one without bias whose product is a term of a sum."""
     layers: list[nn.Module] = []
     for index, width in enumerate(hidden_dims):
-        layers += [nn.Mish()] * (index > 0) + [nn.Linear(in_dim, width)]
+        layers += [activation()] * (index > 0) + [nn.Linear(in_dim, width)]
         in_dim = width
     return nn.Sequential(*layers, nn.Linear(in_dim, out_dim, bias=False))

@@ -19,6 +19,8 @@ ADDED_LATER = {
     "visual_feature_dim": 256,
     "max_depth": 2.0,
     "initial_noise_scale": 1.0,
+    "preact_activation": "mish",
+    "preact_max_frequency": 1000.0,
 }
 """fields that a checkpoint may lack because it is older than they are, and what it meant without them"""
 

@@ -1,6 +1,7 @@
 """Weights out of a .pt file that torch.save wrote, without running anything that it holds.
 
-Weights are matched by the end of their names and by shape; a gap is refused.
+Weights are matched by the end of their names and by shape, or are translated where they are a residual MLP of
+ReinFlow's ReFlow (dialects.py); a gap is refused.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nets.config import PreactMLPConfig
 from reinflow.errors import UserError
 from reinflow.policies import build_policy
 from reinflow.policies.spec import PolicySpec
 from reinflow.storage.checkpoint import Checkpoint, env_spec_from, load_checkpoint, load_state_
+from reinflow.storage.dialects import Named, in_our_words
 
 SAFE_TORCH = (2, 10)
 """older versions of torch have known ways around weights_only"""
@@ -41,25 +44,53 @@ def read_pickled(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({type(error).__name__}): it was not opened") from None
 
 
-def converted(payload: Any, old: str, like: str | None) -> tuple[Checkpoint, dict[str, str]]:
+def converted(payload: Any, old: str, like_path: str | None) -> tuple[Checkpoint, dict[str, str]]:
     """The checkpoint, and which of its weights came from which name in the file."""
     if isinstance(payload, dict) and payload.get("format") == FIRST_FORMAT:
         return from_first_format(payload, old), {}
-    if like is None:
+    if like_path is None:
         raise UserError(f"{old} says nothing about its policy: name a checkpoint of the same one with --like")
-    model = load_checkpoint(like)
-    wanted = {name: value for name, value in model.policy_state.items() if name.startswith(NETWORK)}
+    like = load_checkpoint(like_path)
+    wanted = {name: value for name, value in like.policy_state.items() if name.startswith(NETWORK)}
     found = dict(tensors_of(payload))
-    matches, state = match(wanted, found), dict(model.policy_state)
+    matches, state = match(wanted, found), dict(like.policy_state)
+    origins: dict[str, str] = {}
+    if len(matches) < len(wanted) and (translated := residual_mlp(found, like.policy_spec, old, like_path)):
+        matches = match(wanted, {name: value for name, (value, _) in translated.items()})
+        origins = {NETWORK + name: theirs for name, (_, theirs) in translated.items()}
+        found = {name.removeprefix(NETWORK): value for name, (value, _) in translated.items()}
     missing = [f"{name} {tuple(value.shape)}" for name, value in wanted.items() if name not in matches]
     if missing:
         more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
         raise UserError(
             f"{old} has no weights for {', '.join(missing[:8])}{more}: it is of another network than "
-            f"{like}; its own names start with {', '.join(list(found)[:3]) or 'nothing'}"
+            f"{like_path}; its own names start with {', '.join(list(found)[:3]) or 'nothing'}"
         )
     state |= {name: found[theirs] for name, theirs in matches.items()}
-    return replace(model, policy_state=state, parts={}, meta={"imported_from": old}), matches
+    imported = replace(like, policy_state=state, parts={}, meta={"imported_from": old})
+    return imported, {name: origins.get(name, theirs) for name, theirs in matches.items()}
+
+
+def residual_mlp(found: dict[str, Tensor], spec: PolicySpec, old: str, like: str) -> Named:
+    """What the file holds of ReinFlow's ReFlow network, in the words of `--net preact`; empty where it is another.
+
+    UserError where `--like` would compute something else with it.
+    """
+    options = spec.net_options
+    if not isinstance(options, PreactMLPConfig):
+        return {}
+    named = in_our_words(found, spec.pred_horizon * spec.action_dim, options.preact_time_dim)
+    if named and (spec.family, options.preact_max_frequency, spec.obs_horizon) != ("reflow", 1.0, 1):
+        raise UserError(
+            f"{old} is a velocity network of ReinFlow, which is --family reflow, --net preact "
+            f"--preact_max_frequency 1 and --obs_horizon 1 here: train {like} so for an iteration"
+        )
+    if named:
+        print(
+            f"note: the file doesn't say its activation, taken for {options.preact_activation} (--preact_activation), "
+            "nor whether it is a flow: a diffusion policy of DPPO has the same names and would be a wrong policy here"
+        )
+    return named
 
 
 def from_first_format(payload: dict[str, Any], name: str) -> Checkpoint:
