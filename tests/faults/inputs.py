@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -31,6 +32,7 @@ from reinflow.policies import PolicyConfig, build_policy
 from reinflow.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from reinflow.storage.resumable import states
 from reinflow.storage.sealed import seal, unseal
+from tests.data import test_formats
 from tests.data.test_pictures import written
 from tests.faults.fuzz import fuzz
 from tests.faults.runs import prepared
@@ -120,10 +122,29 @@ def demonstrations(folder: Path, full: bool) -> str:
     beside = fuzz(path.with_suffix(".json"), lambda _: load_demos(path, need_rewards=True), count // 10)
     (folder / "pictures").mkdir()
     pictures = fuzz(written(folder / "pictures"), read_pictures, count)
+    others = [f"{name}: {said}" for name, said in other_formats(folder, count // 4)]
     return (
         f"{len(DEMOS)} kinds: a sentence and exit code 2 each; {count} mutated files: {arrays}; "
-        f"descriptions: {beside}; {count} with pictures: {pictures}"
+        f"descriptions: {beside}; {count} with pictures: {pictures}; "
+        f"{count // 4} of each other format: {'; '.join(others)}"
     )
+
+
+def other_formats(folder: Path, count: int) -> Iterator[tuple[str, str]]:
+    """Mutations of the file that holds the numbers, in every other format that can be read here."""
+    for name, make in test_formats.MAKERS.items():
+        if name == "lerobot" and importlib.util.find_spec("pyarrow") is None:
+            continue
+        (folder / name).mkdir()
+        path = make(folder / name)
+        files = sorted(path.rglob("*.hdf5")) + sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+        yield name, fuzz(files[0], lambda _, path=path: quietly(path), count)
+
+
+def quietly(path: Path) -> None:
+    """Load without the notes."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        load_demos(path)
 
 
 def read_pictures(path: Path) -> None:
@@ -221,6 +242,9 @@ def configs(folder: Path, flag: Path, shell: str) -> Iterator[tuple[str, Callabl
         del file["traj_0"]["actions"]
         file["traj_0"]["actions"] = h5py.ExternalLink("/etc/passwd", "/")
     yield "a link out of demonstrations", lambda: load_demos(demos)
+    arrays = {name: np.zeros((1, 1)) for name in ("states", "traj_lengths")}
+    np.savez(folder / "pickled.npz", actions=np.array([Payload(os.system, shell)], dtype=object), **arrays)
+    yield "a pickle in an npz", lambda: load_demos(folder / "pickled.npz")
 
 
 def malice(folder: Path, full: bool) -> str:
