@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -47,7 +48,7 @@ class ValueNetwork(nn.Module):
     @torch.no_grad()
     def shift_(self, by: Float[Tensor, ""]) -> None:
         """Predict so much more everywhere, in units of the reward."""
-        self.net[-1].bias.add_(by / self.scale)
+        cast(nn.Linear, self.net[-1]).bias.add_(by / self.scale)
 
     @property
     def unit(self) -> Float[Tensor, ""]:

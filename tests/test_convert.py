@@ -62,6 +62,13 @@ def test_robosuites_states_become_robomimics_parts_and_come_back(tmp_path):
         converted(demo_file(tmp_path), tmp_path / "toy.hdf5", "--format", "robomimic")
 
 
+def test_successes_that_were_not_recorded_are_not_written(tmp_path, capsys):
+    converted(demo_file(tmp_path), tmp_path / "without.hdf5")
+    converted(tmp_path / "without.hdf5", tmp_path / "without")
+    assert not load_demos(tmp_path / "without").marks_success
+    assert "never succeed" not in capsys.readouterr().out
+
+
 def test_a_name_of_no_format_asks_for_one(tmp_path):
     with pytest.raises(UserError, match="pass --format maniskill, d4rl"):
         converted(demo_file(tmp_path), tmp_path / "x.csv")

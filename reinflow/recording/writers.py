@@ -130,9 +130,15 @@ def write_minari(path: Path, demos: Demos, overwrite: bool) -> None:
             for number, one in enumerate(demos.trajectories):
                 group = file.create_group(f"episode_{number}")
                 group.attrs["id"], group.attrs["total_steps"] = number, len(one)
-                columns = {"observations": one.obs, "actions": one.actions, "rewards": rewards_of(one).double(),
-                           "terminations": last_only(one, one.terminated), "infos/success": one.success,
-                           "truncations": last_only(one, ~one.terminated)}  # fmt: skip
+                columns = {
+                    "observations": one.obs,
+                    "actions": one.actions,
+                    "rewards": rewards_of(one).double(),
+                    "terminations": last_only(one, one.terminated),
+                    "truncations": last_only(one, ~one.terminated),
+                }
+                if demos.marks_success:
+                    columns["infos/success"] = one.success
                 for name, value in columns.items():
                     group[name] = value.numpy()
         spec = json.dumps({"id": demos.env_id or None, "max_episode_steps": demos.max_episode_steps})
