@@ -151,6 +151,18 @@ def test_arguments_reach_the_env():
         made("Pendulum-v1", '{"mass": 1}')
 
 
+def test_an_env_of_ones_own_is_registered_by_its_module(tmp_path, monkeypatch):
+    (tmp_path / "my_walks.py").write_text(
+        "import gymnasium\n"
+        "from tests.envs.test_gymnasium import Walk\n"
+        "gymnasium.register('MyWalk-v0', Walk, max_episode_steps=7)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    env = make_env(EnvConfig("my_walks:MyWalk-v0", num_workers=0), 2, act_horizon=1, obs_horizon=1, gamma=1.0)
+    assert (env.spec.env_id, env.spec.env_module, env.spec.max_episode_steps) == ("MyWalk-v0", "my_walks", 7)
+    del gymnasium.registry["MyWalk-v0"]
+
+
 @pytest.mark.parametrize("env_id", ["Walk-v0", "Pusher-v5"])
 def test_another_control_mode_is_refused(env_id: str):
     with pytest.raises(UserError, match="has one control mode: leave --control_mode pd_joint_pos out"):
