@@ -40,6 +40,7 @@ class Notebook:
             result.reward.cpu().clone(),
             result.success.cpu().clone(),
             result.terminated.cpu().clone(),
+            None if result.truncated is None else result.truncated.cpu().clone(),
         )
         self._steps.append((action.cpu().clone(), kept))
         return result
@@ -56,17 +57,18 @@ class Notebook:
         self.env.close()
 
     def episodes(self, first_seed: int) -> Iterator[Trajectory]:
-        """The first episode of every env, until it terminated or its time was up; seeds count up from the first."""
+        """The first episode of every env, until it ended or its time was up; seeds count up from the first."""
         actions = torch.stack([action for action, _ in self._steps])
         results = [result for _, result in self._steps]
         states = torch.stack([self._start, *(result.obs["state"] for result in results)])
         table = {
             name: torch.stack([getattr(one, name) for one in results]) for name in ("success", "terminated", "reward")
         }
+        over = torch.stack([one.ended for one in results])
         for env in range(self.num_envs):
-            terminated = table["terminated"][:, env]
+            terminated, ended = table["terminated"][:, env], over[:, env]
             limit = min(self.spec.max_episode_steps, len(actions))
-            end = min(int(terminated.int().argmax()) + 1, limit) if terminated[:limit].any() else limit
+            end = min(int(ended.int().argmax()) + 1, limit) if ended[:limit].any() else limit
             truncated = torch.zeros(end, dtype=torch.bool)
             truncated[-1] = not terminated[end - 1]
             yield Trajectory(
