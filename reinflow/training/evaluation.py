@@ -21,7 +21,7 @@ from reinflow.runtime.rng import Stream, derived_seed
 from reinflow.types import ChunkEnv, Obs
 
 if TYPE_CHECKING:
-    from reinflow.policies.base import Policy
+    from reinflow.policies.wrapped import Acting
 
 
 Z_95 = 1.96
@@ -39,6 +39,8 @@ class Evaluation:
     success_at_end: Bool[Tensor, "m"]
     return_: Float[Tensor, "m"]
     length: Int[Tensor, "m"]
+    best_of: int
+    """chunks that were drawn per decision"""
     calls_per_episode: float
     """policy calls of one env until its episode ended, mean"""
     calls_per_second: float
@@ -100,7 +102,7 @@ def mean_difference(first: Float[Tensor, "m"], second: Float[Tensor, "m"]) -> tu
 
 @torch.no_grad()
 def evaluate(
-    policy: Policy,
+    policy: Acting,
     env: ChunkEnv,
     *,
     episodes: int,
@@ -131,6 +133,7 @@ def evaluate(
         success_at_end=result[:, 1].bool(),
         return_=result[:, 2],
         length=result[:, 3].long(),
+        best_of=policy.extra.get("best_of", 1),
         calls_per_episode=result[:, 4].mean().item(),
         calls_per_second=actor.calls / max(actor.seconds, 1e-9),
         seconds=time.perf_counter() - started,
@@ -168,7 +171,7 @@ class Actor:
     round it alike. Where the simulator is a GPU, which does not repeat to the bit, one call decides for all.
     """
 
-    def __init__(self, policy: Policy, env: ChunkEnv, num_steps: int | None):
+    def __init__(self, policy: Acting, env: ChunkEnv, num_steps: int | None):
         self.policy = policy
         self.num_steps = num_steps
         self.block = None if env.spec.sim_backend == "physx_cuda" else BLOCK
@@ -179,7 +182,7 @@ class Actor:
 
     def begin(self, seeds: list[int]) -> None:
         """Start episodes; all that they will draw is drawn here."""
-        shape = (self.decisions, *self.policy.spec.chunk_shape)
+        shape = (self.decisions, *self.policy.noise_shape)
         drawn = [torch.randn(shape, generator=noise_generator(seed)) for seed in seeds]
         self.noise = torch.stack(drawn, dim=1).to(self.policy.device)
         self.decision = 0
