@@ -32,7 +32,7 @@ from reinflow.training.config import EvalConfig
 
 if TYPE_CHECKING:
     from reinflow.envs.recorder import Film
-    from reinflow.policies.base import Policy
+    from reinflow.policies.wrapped import Acting
     from reinflow.training.evaluation import Evaluation
     from reinflow.types import EnvSpec
 
@@ -60,6 +60,9 @@ class Config:
     """denoising steps to evaluate, one evaluation each; empty takes the checkpoint's own number"""
     initial_noise_scale: float | None = None
     """std of the noise x_0 that a flow starts from, 0 to 1; None takes the checkpoint's"""
+    best_of: int | None = None
+    """chunks that are drawn per decision, of which the one with the highest Q is done; 1 is the policy alone, None is
+    what the checkpoint was made for"""
     capture_video: bool = False
     """film the policy, which needs a Vulkan driver"""
     num_video_envs: int = 9
@@ -215,17 +218,19 @@ def paired(first: Evaluation, second: Evaluation) -> dict[str, dict[str, float]]
     return {name: {"difference": value, "half_interval": half} for name, (value, half) in named.items()}
 
 
-def loaded(path: Path, config: Config) -> tuple[Policy, EnvSpec, int | None]:
+def loaded(path: Path, config: Config) -> tuple[Acting, EnvSpec, int | None]:
     """A checkpoint's policy, the task that it was trained for, and the step of its run that it is of, where it says."""
+    from reinflow.policies.wrapped import as_trained
     from reinflow.run.run import pick_device
     from reinflow.storage.checkpoint import load_policy
 
     policy, checkpoint = load_policy(path, pick_device(config.cuda))
     policy.spec = policy.spec.starting_with(config.initial_noise_scale)
-    return policy, checkpoint.env_spec, checkpoint.meta.get("step")
+    acting = as_trained(policy, checkpoint.parts, checkpoint.extra, config.best_of)
+    return acting, checkpoint.env_spec, checkpoint.meta.get("step")
 
 
-def filmed(policy: Policy, task: EnvSpec, config: Config) -> Film:
+def filmed(policy: Acting, task: EnvSpec, config: Config) -> Film:
     """A film of the policy from the start states of the evaluation's seed."""
     from reinflow.training.videos import Camera
 
@@ -233,7 +238,7 @@ def filmed(policy: Policy, task: EnvSpec, config: Config) -> Film:
         return camera.film(policy)
 
 
-def evaluated(policy: Policy, task: EnvSpec, config: Config, steps: Sequence[int]) -> dict[int, Evaluation]:
+def evaluated(policy: Acting, task: EnvSpec, config: Config, steps: Sequence[int]) -> dict[int, Evaluation]:
     """By number of denoising steps; prints a table row for each."""
     from reinflow.envs import make_env
     from reinflow.training.evaluation import evaluate
@@ -269,6 +274,7 @@ def row_of(num_steps: int, initial_noise_scale: float, result: Evaluation) -> di
     return {
         "num_inference_steps": num_steps,
         "initial_noise_scale": initial_noise_scale,
+        "best_of": result.best_of,
         "episodes": len(result.length),
         **{name.removeprefix("eval/"): value for name, value in result.metrics().items()},
         "policy_calls_per_episode": result.calls_per_episode,

@@ -8,8 +8,7 @@ Without `--pretrained_path` it starts from scratch. Writes `best_model.safetenso
 
 from __future__ import annotations
 
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from reinflow.algos.config import AWRConfig, BCConfig, CriticConfig
 from reinflow.cli import Flat, run_script
@@ -45,66 +44,18 @@ def main(config: Config) -> None:
     from reinflow.algos.advantages import mean_value
     from reinflow.algos.awr import AdvantageWeightedRegression
     from reinflow.data.chunks import ChunkDataset
-    from reinflow.data.demos import hasten_, open_demos
-    from reinflow.envs import make_env
-    from reinflow.policies import build_policy
-    from reinflow.run.run import Run
-    from reinflow.runtime import distributed
-    from reinflow.storage.checkpoint import adopt_teacher_, load_checkpoint, load_state_
-    from reinflow.training.loops import Offline, OfflineState
-    from reinflow.training.spread import spread_at
-    from reinflow.training.trainer import Trainer
-    from reinflow.training.videos import filming
-    from reinflow.types import Objective
+    from reinflow.policies.base import Policy
+    from reinflow.storage.checkpoint import load_checkpoint
+    from reinflow.training.stages import train_offline
 
-    checkpoint = load_checkpoint(config.pretrained_path) if config.pretrained_path else None
-    before = checkpoint.objective if checkpoint else None
-    env_config = config.env.completed(checkpoint.env_spec if checkpoint else None, before)
-    asked = config.env.reward_mode or (before.reward_mode if before else None)
-    demos = open_demos(config.demos, env_config, need_rewards=True, reward_mode=asked)
-    env_config = replace(env_config, reward_mode=demos.reward_mode or env_config.reward_mode)
-    objective = Objective(config.critics.gamma, env_config.reward_mode, env_config.terminate_on_success)
-    settled = replace(config, env=config.env.settled(objective))
-    name = f"aw_shortcut_flow-{env_config.env_id}-seed{config.run.seed}"
-    with Run.open(
-        config.run, name=name, full_config=settled, total=config.offline.total_iters, unit="iterations"
-    ) as run:
-        pretrained = checkpoint and checkpoint.policy_spec.starting_with(config.policy.initial_noise_scale)
-        chosen = pretrained or config.policy
-        horizons = {"act_horizon": chosen.act_horizon, "obs_horizon": chosen.obs_horizon}
-        gamma = objective.gamma
-        eval_envs = config.evaluation.envs if distributed.leads() else 1
-        builds = config.evaluation.builds
-        env = make_env(env_config, num_envs=eval_envs, builds=builds, gamma=gamma, device=run.device, **horizons)
-        with closing(env):
-            demos.fit_(env.spec)
-            hasten_(demos, env.spec, config.demos)
-            spec = pretrained or config.policy.for_env(env.spec, config.num_inference_steps)
-            spec.check_fits(env.spec)
-            dataset = ChunkDataset(
-                demos,
-                pred_horizon=spec.pred_horizon,
-                gamma=gamma,
-                device=run.device,
-                max_picture_gb=config.demos.max_picture_gb,
-                still=env.spec.still,
-                **horizons,
-            )
-            policy = build_policy(spec).to(run.device)
-            if checkpoint:
-                load_state_(policy, checkpoint.policy_state, f"the policy of {config.pretrained_path}")
-            else:
-                policy.fit_normalizers_(*dataset.statistics())
-                adopt_teacher_(policy)
-            learner = AdvantageWeightedRegression(
-                policy, config.bc, config.awr, config.critics, config.offline.total_iters
-            )
-            learner.critics.start_at_(mean_value(dataset.reward, dataset.discount, dataset.terminated))
-            with filming(config.run, env.spec, settled.env, policy, config.evaluation.eval_seed) as camera:
-                start = OfflineState(evaluated=checkpoint is None)  # a pretrained policy may stay the best
-                loop = Offline(learner, dataset.sample_transitions, config.offline, run, run.generator(), start)
-                inspect = spread_at(dataset.overview())
-                Trainer(loop, env, config.evaluation, objective, camera=camera, hand_over=True, inspect=inspect).train()
+    def build(policy: Policy, data: ChunkDataset) -> AdvantageWeightedRegression:
+        learner = AdvantageWeightedRegression(policy, config.bc, config.awr, config.critics, config.offline.total_iters)
+        learner.critics.start_at_(mean_value(data.reward, data.discount, data.terminated))
+        return learner
+
+    path = config.pretrained_path
+    checkpoint = load_checkpoint(path) if path else None
+    train_offline(config, build, name="aw_shortcut_flow", gamma=config.critics.gamma, checkpoint=checkpoint, path=path)
 
 
 if __name__ == "__main__":

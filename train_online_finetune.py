@@ -11,8 +11,9 @@ none: PPO trains an untrained policy, a Gaussian unless `--family` says otherwis
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 from reinflow.algos.config import PPOFlags
 from reinflow.algos.schedules import NoiseConfig
@@ -24,6 +25,11 @@ from reinflow.run.config import RunConfig
 from reinflow.runtime.config import AccelerationConfig
 from reinflow.training.config import EvalConfig, OnPolicyConfig
 from reinflow.training.scratch import refuse_half_a_beginning, untrained, untrained_policy
+
+if TYPE_CHECKING:
+    from reinflow.algos.config import PPOConfig
+    from reinflow.training.loops import OnPolicy
+    from reinflow.training.stages import Beginning, Stage
 
 
 @dataclass(frozen=True)
@@ -54,19 +60,10 @@ class Config:
 
 def main(config: Config) -> None:
     """Fine-tune the checkpoint on its own task, evaluate along the way and keep the best policy."""
-    from reinflow.agent import ReinFlowAgent
-    from reinflow.algos.ppo import PPO
-    from reinflow.algos.reinflow import ReinFlow, rollout_buffer
-    from reinflow.algos.scratch import FromScratch
-    from reinflow.envs import Builds, make_env
-    from reinflow.policies import build_policy
-    from reinflow.run.run import Run
-    from reinflow.runtime import distributed
-    from reinflow.storage.checkpoint import load_checkpoint, load_state_
-    from reinflow.training.fine_tuning import beside_the_pretrained, warn_of_few_iterations
-    from reinflow.training.loops import OnPolicy
-    from reinflow.training.trainer import Trainer, no_inspection
-    from reinflow.training.videos import filming
+    from reinflow.storage.checkpoint import load_checkpoint
+    from reinflow.training.fine_tuning import beside_the_pretrained
+    from reinflow.training.stages import Beginning, train_online
+    from reinflow.training.trainer import no_inspection
     from reinflow.types import Objective
 
     refuse_half_a_beginning(config.scratch, config.pretrained_path, config.policy)
@@ -74,62 +71,54 @@ def main(config: Config) -> None:
         checkpoint = untrained(config.policy, config.env.completed(), config.num_inference_steps, config.run.seed)
     else:
         checkpoint = load_checkpoint(config.pretrained_path)
-    env_config = config.env.completed(checkpoint.env_spec, checkpoint.objective)
+    task = config.env.completed(checkpoint.env_spec, checkpoint.objective)
     ppo = config.ppo.completed(checkpoint.objective)
-    objective = Objective(ppo.gamma, env_config.reward_mode, env_config.terminate_on_success)
+    objective = Objective(ppo.gamma, task.reward_mode, task.terminate_on_success)
+    beginning = Beginning(
+        name="scratch" if config.scratch else "reinflow",
+        checkpoint=checkpoint,
+        path=config.pretrained_path,
+        spec=checkpoint.policy_spec.starting_with(config.policy.initial_noise_scale),
+        objective=objective,
+        num_envs=config.online.num_envs,
+        total_timesteps=config.online.total_timesteps,
+        reconfiguration_freq=config.online.reconfiguration_freq,
+        privileged=config.asymmetric_critic,
+        inspect=no_inspection if config.scratch else beside_the_pretrained,
+    )
     settled = replace(config, ppo=ppo, env=config.env.settled(objective))
-    name = f"{'scratch' if config.scratch else 'reinflow'}-{env_config.env_id}-seed{config.run.seed}"
-    with Run.open(
-        config.run, name=name, full_config=settled, total=config.online.total_timesteps, unit="env_steps"
-    ) as run:
-        policy = build_policy(checkpoint.policy_spec.starting_with(config.policy.initial_noise_scale)).to(run.device)
-        load_state_(policy, checkpoint.policy_state, f"the policy of {config.pretrained_path}")
-        settings = {
-            "act_horizon": policy.spec.act_horizon,
-            "obs_horizon": policy.spec.obs_horizon,
-            "gamma": ppo.gamma,
-            "device": run.device,
-        }
-        with ExitStack() as envs:
-            num_envs = distributed.share(config.online.num_envs, "num_envs")
-            num_eval_envs = config.evaluation.envs if distributed.leads() else 1
-            privileged = config.asymmetric_critic
-            first = distributed.rank() * num_envs
-            builds = Builds(config.run.seed, first, every=config.online.reconfiguration_freq)
-            env = envs.enter_context(
-                closing(make_env(env_config, num_envs, builds=builds, privileged=privileged, **settings))
-            )
-            eval_env = envs.enter_context(
-                closing(make_env(env_config, num_eval_envs, builds=config.evaluation.builds, **settings))
-            )
-            policy.spec.check_fits(env.spec)
-            agent = ReinFlowAgent.from_policy(
-                policy,
-                ppo,
-                config.noise,
-                config.noise_net,
-                config.num_inference_steps,
-                freeze_visual_encoder=config.freeze_visual_encoder,
-                privileged_dim=env.reset()["privileged"].shape[-1] if privileged else None,
-            )
-            if warning := agent.load_critic(checkpoint, config.pretrained_path, objective):
-                run.alarm(warning)
-            camera = envs.enter_context(filming(config.run, env.spec, settled.env, policy, config.evaluation.eval_seed))
-            if config.acceleration.cuda_graphs and (run.device.type != "cuda" or distributed.active()):
-                run.alarm("--cuda_graphs does nothing without a GPU, or with several processes")
-            agent.accelerate_(config.acceleration)
-            warn_of_few_iterations(run, config.online, policy.spec.act_horizon)
-            buffer = rollout_buffer(agent, ppo, config.online.rollout_steps * env.num_envs)
-            learner = (FromScratch if config.scratch else ReinFlow)(agent, PPO(agent, ppo, config.acceleration), buffer)
-            Trainer(
-                OnPolicy(learner, env, config.online, run, run.generator()),
-                eval_env,
-                config.evaluation,
-                objective,
-                camera=camera,
-                prefer_newer=True,
-                inspect=no_inspection if config.scratch else beside_the_pretrained,
-            ).train()
+    train_online(settled, beginning, partial(fine_tuning, settled, ppo, beginning))
+
+
+def fine_tuning(config: Config, ppo: PPOConfig, beginning: Beginning, stage: Stage) -> OnPolicy:
+    """ReinFlow in its loop, with V of the checkpoint where that predicts the return of this run."""
+    from reinflow.agent import ReinFlowAgent
+    from reinflow.algos.ppo import PPO
+    from reinflow.algos.reinflow import ReinFlow, rollout_buffer
+    from reinflow.algos.scratch import FromScratch
+    from reinflow.runtime import distributed
+    from reinflow.training.fine_tuning import warn_of_few_iterations
+    from reinflow.training.loops import OnPolicy
+
+    run, policy, env = stage.run, stage.policy, stage.env
+    agent = ReinFlowAgent.from_policy(
+        policy,
+        ppo,
+        config.noise,
+        config.noise_net,
+        config.num_inference_steps,
+        freeze_visual_encoder=config.freeze_visual_encoder,
+        privileged_dim=env.reset()["privileged"].shape[-1] if config.asymmetric_critic else None,
+    )
+    if warning := agent.load_critic(beginning.checkpoint, beginning.path, beginning.objective):
+        run.alarm(warning)
+    if config.acceleration.cuda_graphs and (run.device.type != "cuda" or distributed.active()):
+        run.alarm("--cuda_graphs does nothing without a GPU, or with several processes")
+    agent.accelerate_(config.acceleration)
+    warn_of_few_iterations(run, config.online, policy.spec.act_horizon)
+    buffer = rollout_buffer(agent, ppo, config.online.rollout_steps * env.num_envs)
+    learner = (FromScratch if config.scratch else ReinFlow)(agent, PPO(agent, ppo, config.acceleration), buffer)
+    return OnPolicy(learner, env, config.online, run, run.generator())
 
 
 if __name__ == "__main__":

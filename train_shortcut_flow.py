@@ -7,9 +7,7 @@ Writes `runs/shortcut_flow-<env_id>-seed<seed>/best_model.safetensors`, which St
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 
 from reinflow.algos.config import BCConfig
 from reinflow.cli import Flat, run_script
@@ -44,60 +42,17 @@ def main(config: Config) -> None:
     """Train from demonstrations, evaluate along the way and keep the best policy."""
     from reinflow.algos.bc import BehaviorCloning
     from reinflow.data.chunks import ChunkDataset
-    from reinflow.data.demos import hasten_, open_demos
-    from reinflow.envs import make_env
     from reinflow.errors import UserError
-    from reinflow.policies import build_policy
-    from reinflow.run.run import Run
-    from reinflow.runtime import distributed
-    from reinflow.storage.checkpoint import adopt_teacher_
-    from reinflow.training.loops import Offline, OfflineState
-    from reinflow.training.spread import spread_at
-    from reinflow.training.trainer import Trainer
-    from reinflow.training.validation import Validation
-    from reinflow.training.videos import filming
+    from reinflow.policies.base import Policy
+    from reinflow.training.stages import train_offline
+
+    def build(policy: Policy, data: ChunkDataset) -> BehaviorCloning:
+        return BehaviorCloning(policy, config.bc, config.offline.total_iters)
 
     if config.patience and not config.validation_share:
         raise UserError("--patience looks at the loss on held-out episodes: pass --validation_share .1 as well")
-    env_config = config.env.completed()
-    demos = open_demos(config.demos, env_config)
-    name = f"shortcut_flow-{env_config.env_id}-seed{config.run.seed}"
-    with Run.open(
-        config.run, name=name, full_config=config, total=config.offline.total_iters, unit="iterations"
-    ) as run:
-        horizons = {"act_horizon": config.policy.act_horizon, "obs_horizon": config.policy.obs_horizon}
-        eval_envs = config.evaluation.envs if distributed.leads() else 1
-        builds = config.evaluation.builds
-        env = make_env(env_config, num_envs=eval_envs, builds=builds, gamma=1.0, device=run.device, **horizons)
-        with closing(env):
-            demos.fit_(env.spec)
-            hasten_(demos, env.spec, config.demos)
-            spec = config.policy.for_env(env.spec, config.num_inference_steps)
-            windows = partial(
-                ChunkDataset,
-                pred_horizon=spec.pred_horizon,
-                gamma=1.0,
-                device=run.device,
-                max_picture_gb=config.demos.max_picture_gb,
-                still=env.spec.still,
-                **horizons,
-            )
-            learned, held_out = demos.split(config.validation_share)
-            dataset = windows(learned)
-            validation = None
-            if held_out.trajectories:
-                validation = Validation(windows(held_out).overview(), config.run.seed, config.patience)
-            policy = build_policy(spec).to(run.device)
-            policy.fit_normalizers_(*dataset.statistics())
-            adopt_teacher_(policy)
-            learner = BehaviorCloning(policy, config.bc, config.offline.total_iters)
-            with filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed) as camera:
-                untrained = OfflineState(evaluated=True)  # there is nothing to evaluate yet
-                loop = Offline(
-                    learner, dataset.sample, config.offline, run, run.generator(), untrained, validation=validation
-                )
-                inspect = spread_at(dataset.overview())
-                Trainer(loop, env, config.evaluation, camera=camera, inspect=inspect).train()
+    watching = {"held_out": config.validation_share, "patience": config.patience}
+    train_offline(config, build, name="shortcut_flow", gamma=None, **watching)
 
 
 if __name__ == "__main__":

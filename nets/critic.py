@@ -123,25 +123,45 @@ class BatchedLayerNorm(nn.Module):
 
 
 class QEnsemble(nn.Module):
-    """Q(cond, executed chunk) of `num_qs` members with LayerNorm (as RLPD, arXiv:2302.02948), members never mixing."""
+    """Q(cond, executed chunk) of `num_qs` members with LayerNorm (as RLPD, arXiv:2302.02948), members never mixing.
 
-    def __init__(self, cond_dim: int, chunk_dim: int, num_qs: int = 10, hidden_dim: int = 256, depth: int = 2):
+    With a `support` each member predicts the probabilities of these returns, and Q is their mean.
+    """
+
+    support: Tensor | None
+    """the returns that a distributional head tells apart, evenly spaced, (bins)"""
+
+    def __init__(
+        self,
+        cond_dim: int,
+        chunk_dim: int,
+        num_qs: int = 10,
+        hidden_dim: int = 256,
+        depth: int = 2,
+        *,
+        layer_norm: bool = True,
+        support: Float[Tensor, "bins"] | None = None,
+    ):
         """`chunk_dim` is executed horizon times action dim, `depth` the number of hidden layers."""
         super().__init__()
         self.num_qs = num_qs
         widths = [cond_dim + chunk_dim] + [hidden_dim] * depth
         self.hidden = nn.ModuleList(
-            nn.Sequential(BatchedLinear(num_qs, i, o), BatchedLayerNorm(num_qs, o), nn.SiLU())
+            nn.Sequential(
+                BatchedLinear(num_qs, i, o), BatchedLayerNorm(num_qs, o) if layer_norm else nn.Identity(), nn.SiLU()
+            )
             for i, o in pairwise(widths)
         )
-        self.out = BatchedLinear(num_qs, hidden_dim, 1)
+        self.out = BatchedLinear(num_qs, hidden_dim, 1 if support is None else len(support))
+        self.register_buffer("support", support)
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], cond_dim: int) -> QEnsemble:
         """The ensemble of a state_dict, whose shapes say the rest."""
         depth = len({name.split(".")[1] for name in state if name.startswith("hidden.")})
         num_qs, inputs, hidden_dim = state["hidden.0.0.weight"].shape
-        ensemble = cls(cond_dim, inputs - cond_dim, num_qs, hidden_dim, depth)
+        normed, support = "hidden.0.1.weight" in state, state.get("support")
+        ensemble = cls(cond_dim, inputs - cond_dim, num_qs, hidden_dim, depth, layer_norm=normed, support=support)
         ensemble.load_state_dict(state)
         return ensemble
 
@@ -152,7 +172,47 @@ class QEnsemble(nn.Module):
 
     def forward(self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b ea"]) -> Float[Tensor, "q b"]:
         """`chunk` is the flattened executed slice of a normalised action chunk."""
+        return self.mean(self.predict(cond, chunk))
+
+    def predict(self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b ea"]) -> Float[Tensor, "q b bins"]:
+        """What the head gives: logits of the support's returns, or Q itself as the only one."""
         x = torch.cat((cond, chunk), dim=-1).expand(self.num_qs, -1, -1)
         for layer in self.hidden:
             x = layer(x)
-        return self.out(x).squeeze(-1)
+        return self.out(x)
+
+    def mean(self, predicted: Float[Tensor, "q b bins"]) -> Float[Tensor, "q b"]:
+        """Q of what `predict` gave."""
+        return predicted.squeeze(-1) if self.support is None else predicted.softmax(-1) @ self.support
+
+    @torch.no_grad()
+    def rescale_(self, factor: float) -> QEnsemble:
+        """Predict `factor` times the returns, in place: another unit of the reward."""
+        if self.support is not None:
+            self.support.mul_(factor)
+            return self
+        for parameter in self.out.parameters():
+            parameter.mul_(factor)
+        return self
+
+    def errors(self, predicted: Float[Tensor, "q b bins"], target: Float[Tensor, "b"]) -> Float[Tensor, "q b"]:
+        """What training minimises: squared errors, or cross entropies to the target as a narrow normal distribution.
+
+        Source: the histogram loss HL-Gauss (arXiv:2403.03950, eq. 3), whose std is .75 of a bin.
+        """
+        if self.support is None:
+            return (predicted.squeeze(-1) - target).square()
+        return -(gaussian_histogram(target, self.support) * predicted.log_softmax(-1)).sum(-1)
+
+
+WIDTH_OF_A_TARGET = 0.75
+"""std of a target's normal distribution, in bins (arXiv:2403.03950, section 3.1)"""
+
+
+def gaussian_histogram(target: Float[Tensor, "b"], support: Float[Tensor, "bins"]) -> Float[Tensor, "b bins"]:
+    """Probabilities of the support's returns under N(target, (.75 bins)^2), cut at the support's ends."""
+    width = support[1] - support[0]
+    edges = torch.cat((support - width / 2, support[-1:] + width / 2))
+    inside = target.clamp(support[0], support[-1])
+    below = torch.special.ndtr((edges - inside[:, None]) / (WIDTH_OF_A_TARGET * width))
+    return below.diff(dim=1) / (below[:, -1:] - below[:, :1])

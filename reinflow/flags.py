@@ -136,7 +136,7 @@ def narrowed(config: Any) -> Any:
             marks = (type(inner), *getattr(hint, "__metadata__", ()))
             kind: Any = cast(Any, Annotated)[marks] if len(marks) > 1 else type(inner)
             retyped.append((field.name, kind, dataclasses.field(default_factory=type(inner))))
-    for registry in registries.values():
+    for registry in {registry.flag: registry for registry in registries.values()}.values():
         names = Literal[tuple(registry)]  # type: ignore[valid-type]
         retyped.append((registry.flag, names, dataclasses.field(default=values[registry.flag])))
     if not retyped:

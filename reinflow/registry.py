@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from reinflow.errors import UserError
@@ -32,18 +32,30 @@ class Entry(Generic[T]):
     """makes it; what the arguments are is the registry's own agreement"""
     config: type = NoOptions
     """frozen dataclass of its options, each with a default; it is stored wherever the choice is"""
-    needs: tuple[type, ...] = ()
-    """capabilities (`reinflow.types`) that it asks of a policy"""
+    needs: tuple[type | str, ...] = ()
+    """capabilities (`reinflow.types`), or their names, that it asks of a policy"""
+
+    @property
+    def made(self) -> type:
+        """What `build` makes, where it is a class or a later one; else what `build` is."""
+        place = getattr(self.build, "place", None)
+        return cast(type, named(place) if place else self.build)
 
 
 def later(place: str) -> Callable[..., Any]:
     """A `build` that imports `module:name` when it is first called, so that a command line doesn't wait for torch."""
-    module, _, name = place.partition(":")
 
     def build(*args: Any, **kwargs: Any) -> Any:
-        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+        return named(place)(*args, **kwargs)
 
+    build.place = place  # type: ignore[attr-defined]
     return build
+
+
+def named(place: str) -> Any:
+    """What a `module:name` stands for."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 class Registry(Mapping[str, Entry[T]]):
@@ -86,7 +98,49 @@ class Registry(Mapping[str, Entry[T]]):
 
     def owners(self, option: str) -> list[str]:
         """Names of the entries that have such an option."""
-        return [name for name, entry in self._entries.items() if option in {f.name for f in fields(entry.config)}]
+        return [name for name, entry in self.items() if option in flags_of(entry.config)]
+
+
+class Facet(Registry[T]):
+    """The same names with other options: what else a choice decides, as a registry of its own."""
+
+    def __init__(self, registry: Registry[T], config_of: Callable[[Any], type]):
+        """`config_of` gives the dataclass of these options of an entry."""
+        super().__init__(registry.what, registry.flag)
+        self._registry = registry
+        self._config_of = config_of
+
+    def __getitem__(self, name: str) -> Entry[T]:
+        entry = self._registry[name]
+        return Entry(entry.build, self._config_of(entry))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._registry
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._registry)
+
+    def __len__(self) -> int:
+        return len(self._registry)
+
+    def add(self, name: str, entry: Entry[T]) -> None:
+        """TypeError: entries are added to the registry itself."""
+        raise TypeError(f"add {name!r} to the registry that this is a facet of")
+
+
+def flags_of(config: type) -> set[str]:
+    """Names of the flags of a dataclass and of those nested in it, which its defaults show."""
+    return set(flat_names(config()))
+
+
+def flat_names(config: Any) -> Iterator[str]:
+    """As flags: the fields that hold no dataclass, at any depth."""
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if is_dataclass(value):
+            yield from flat_names(value)
+        else:
+            yield one.name
 
 
 def options_of(registry: Registry[Any]) -> Any:

@@ -165,6 +165,8 @@ class Decision:
 
     actions: Float[Tensor, "n e a"]
     """in env units"""
+    chunk: Float[Tensor, "n h a"] | None = None
+    """the whole predicted chunk that `actions` are the executed slice of, in env units, for learners that regress it"""
     memory: Any = None
     """what the learner wants to know of it again once its outcome is there"""
 

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "reinflow/algos": CORE
     | TENSORS
     | {"nets", "reinflow.algos", "reinflow.flags"}
-    | {f"reinflow.policies.{name}" for name in ("base", "chain", "ema")},
+    | {f"reinflow.policies.{name}" for name in ("base", "chain", "ema", "parts", "transition", "wrapped")},
     "reinflow/run": CORE
     | {"torch", "tqdm", "wandb", "tensorboard", "reinflow.cli", "reinflow.flags", "reinflow.run", "reinflow.storage"},
     "reinflow/storage": CORE | TENSORS | {"safetensors", "nets.config", "reinflow.policies", "reinflow.storage"},
@@ -46,14 +46,20 @@ MAY_IMPORT = {
     "reinflow/inference.py": CORE
     | TENSORS
     | {f"reinflow.{name}" for name in ("envs", "policies", "run.run", "storage", "training.evaluation")},
-    "reinflow/training/learner.py": {"torch", "reinflow.policies.base", "reinflow.types"},
+    "reinflow/algorithms.py": {"reinflow"},
+    "reinflow/builders.py": {"reinflow"},
+    "reinflow/training/learner.py": {"torch", "jaxtyping", "reinflow.policies.wrapped", "reinflow.types"},
     "reinflow/training/health.py": {"reinflow.algos.guard"},
     "reinflow/training/ranking.py": {"reinflow.training.evaluation", "reinflow.types"},
     "reinflow/training/rollouts.py": CORE | TENSORS | {"reinflow.training.learner"},
     "reinflow/training/loops.py": CORE
     | TENSORS
-    | {"reinflow.data.replay"}
     | {f"reinflow.training.{name}" for name in ("config", "health", "learner", "rollouts")},
+    "reinflow/training/calibration.py": {"torch", "jaxtyping", "reinflow.training.learner", "reinflow.types"},
+    "reinflow/training/off_policy.py": CORE
+    | TENSORS
+    | {"reinflow.algos.advantages", "reinflow.data", "reinflow.storage.journal"}
+    | {f"reinflow.training.{name}" for name in ("calibration", "config", "health", "learner", "loops", "rollouts")},
     "reinflow/training/trainer.py": CORE | {"reinflow.storage", "reinflow.training"},
 }
 """top-level packages, and modules of ours by prefix; the standard library is free"""

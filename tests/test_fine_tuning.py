@@ -39,7 +39,7 @@ def alarms_of(success: float, state: OnPolicyState, episodes: int = 96) -> list[
             score=lambda metrics: score(metrics["eval/success_once"], episodes),
         ),
         run=SimpleNamespace(alarm=said.append),
-        loop=SimpleNamespace(state=state, over=False),
+        loop=SimpleNamespace(policy_updates=state.policy_updates, over=False, warm_up_flag="critic_warmup_steps"),
     )
     beside_the_pretrained(trainer, {"eval/success_once": success, "eval/success_at_end": 0.0})
     return said

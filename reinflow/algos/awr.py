@@ -33,7 +33,9 @@ def effective_sample_size(weight: Float[Tensor, "b"]) -> Float[Tensor, ""]:
 class AdvantageWeightedRegression(BehaviorCloning):
     """Behaviour cloning whose rows are weighted by critics that learn beside it."""
 
-    def __init__(self, policy: Policy, config: BCConfig, awr: AWRConfig, critics: CriticConfig, total_iters: int):
+    def __init__(
+        self, policy: Policy, config: BCConfig, awr: AWRConfig, critics: CriticConfig, total_iters: int | None
+    ):
         super().__init__(policy, config, total_iters)
         self.awr = awr
         spec = policy.spec

@@ -21,16 +21,18 @@ from reinflow.runtime import distributed
 from reinflow.types import Obs, Regressable
 
 
-def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> LRScheduler:
-    """Linear rise over `warmup` iterations, then a cosine to 0 at `total`.
+def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int | None) -> LRScheduler:
+    """Linear rise over `warmup` iterations, then a cosine to 0 at `total`; without one the peak stays.
 
     A function of the iteration alone, so that a run that is resumed with another length follows the curve of that one.
     """
-    warmup = max(min(warmup, total // 10), 1)
+    warmup = max(warmup if total is None else min(warmup, total // 10), 1)
 
     def share_of_peak(iteration: int) -> float:
         if iteration < warmup:
             return (1 + iteration * (1 - 1 / warmup)) / warmup
+        if total is None:
+            return 1.0
         return (1 + math.cos(math.pi * min((iteration - warmup) / max(total - warmup, 1), 1))) / 2
 
     return LambdaLR(optimizer, share_of_peak)
@@ -39,7 +41,8 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> 
 class BehaviorCloning:
     """Minimises the policy's own loss on demonstrations."""
 
-    def __init__(self, policy: Policy, config: BCConfig, total_iters: int):
+    def __init__(self, policy: Policy, config: BCConfig, total_iters: int | None):
+        """`total_iters` is None where the run's length is counted in something else."""
         if not isinstance(policy, Regressable):
             name = type(policy).__name__
             raise UserError(f"behaviour cloning needs a Regressable policy, got {name}: give it a loss(cond, chunk)")

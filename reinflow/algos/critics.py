@@ -7,7 +7,6 @@ policy's own next chunk instead of V, which is trained to start Stage 3.
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import torch
@@ -19,17 +18,9 @@ from nets.critic import QEnsemble, ValueNetwork
 from reinflow.algos.advantages import return_scale
 from reinflow.algos.config import CriticConfig
 from reinflow.algos.guard import StepGuard
+from reinflow.algos.q_learning import expected_minimum, random_minimum, td_target
+from reinflow.policies.ema import EMA
 from reinflow.runtime import distributed
-
-
-def td_target(
-    reward: Float[Tensor, "b"],
-    discount: Float[Tensor, "b"],
-    terminated: Bool[Tensor, "b"],
-    next_value: Float[Tensor, "b"],
-) -> Float[Tensor, "b"]:
-    """Semi-Markov target R + (1 - terminated) * gamma**tau * V(s')."""
-    return reward + discount * ~terminated * next_value
 
 
 def expectile_loss(q: Float[Tensor, "b"], value: Float[Tensor, "b"], expectile: float) -> Float[Tensor, ""]:
@@ -39,16 +30,6 @@ def expectile_loss(q: Float[Tensor, "b"], value: Float[Tensor, "b"], expectile: 
     return (weight * gap.square()).mean()
 
 
-def expected_minimum(q: Float[Tensor, "q b"], members: int) -> Float[Tensor, "b"]:
-    """Mean of the minimum over all choices of `members` of the rows of `q`.
-
-    The i-th smallest of n is the minimum of C(n - 1 - i, members - 1) of them.
-    """
-    choices = [math.comb(len(q) - 1 - index, members - 1) for index in range(len(q))]
-    share = torch.tensor(choices, dtype=q.dtype, device=q.device) / sum(choices)
-    return share @ q.sort(0).values
-
-
 class Critics(nn.Module):
     """Q ensemble, its targets, and V, with their optimiser."""
 
@@ -56,7 +37,8 @@ class Critics(nn.Module):
         super().__init__()
         self.config = config
         self.q = QEnsemble(cond_dim, chunk_dim, config.num_qs, config.q_hidden_dim)
-        self.target_q = copy.deepcopy(self.q).requires_grad_(False)
+        self.target = EMA(self.q, decay=1 - config.tau, warm_up=False)
+        self.target_q = self.target.module
         self.value = ValueNetwork(cond_dim, scale=return_scale(config.gamma))
         self.optimizer = torch.optim.Adam(self.trained(), lr=config.lr_critic, fused=True)
         self.guard = StepGuard()
@@ -101,8 +83,7 @@ class Critics(nn.Module):
         distributed.average_gradients_(self.trained())
         norm = nn.utils.get_total_norm([p.grad for p in self.trained() if p.grad is not None])
         self.guard.step(loss, [(self.optimizer, norm)])
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.target_q.parameters()), list(self.q.parameters()), self.config.tau)
+        self.target.update(self.q)
         return behaviour_q - value.detach(), {
             "losses/q": q_loss.detach() / self.config.num_qs,
             "losses/value": value_loss.detach(),
@@ -114,8 +95,7 @@ class Critics(nn.Module):
 
     def pessimistic(self, q: Float[Tensor, "q b"]) -> Float[Tensor, "b"]:
         """Minimum over `num_min_qs` random members."""
-        members = torch.randperm(self.config.num_qs, device=q.device)[: self.config.num_min_qs]
-        return q[members].amin(0)
+        return random_minimum(q, self.config.num_min_qs)
 
     def behaviour_q(self, cond: Float[Tensor, "b z"], action: Float[Tensor, "b ea"]) -> Float[Tensor, "b"]:
         """What V is fitted to: `pessimistic` without its chance, which would move all advantages of a batch at once."""
@@ -135,10 +115,7 @@ class Critics(nn.Module):
     @torch.no_grad()
     def unscaled_q(self) -> QEnsemble:
         """A copy of the slowly moving Qs in units of the env's own reward."""
-        q = copy.deepcopy(self.target_q)
-        for parameter in q.out.parameters():
-            parameter.div_(self.config.reward_scale)
-        return q
+        return copy.deepcopy(self.target_q).rescale_(1 / self.config.reward_scale)
 
     def training_state(self) -> dict[str, Any]:
         """What a resume needs of Qs, their targets, V and the optimiser, its tensors live."""

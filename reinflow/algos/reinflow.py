@@ -43,6 +43,8 @@ class Judged:
 class ReinFlow:
     """Collects decisions of `agent` and leaves the gradient steps to `ppo`."""
 
+    group = 0
+
     def __init__(self, agent: ActorCritic, ppo: PPO, buffer: RolloutBuffer):
         self.agent = agent
         self.ppo = ppo
@@ -74,7 +76,7 @@ class ReinFlow:
         view = self.agent.view(self.agent.augmented(obs, generator))
         chain = self.agent.get_action(view.cond, generator=generator)
         value = self.agent.get_value(view.critic)
-        return Decision(self.agent.to_action(chain.chunk), Judged(view, chain, value))
+        return Decision(self.agent.to_action(chain.chunk), memory=Judged(view, chain, value))
 
     def store(self, decision: Decision, step: ChunkStep) -> None:
         """Remember a decision and what it led to."""

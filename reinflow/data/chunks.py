@@ -43,6 +43,8 @@ class TransitionBatch(Batch):
     terminated: Bool[Tensor, "b"]
     truncated: Bool[Tensor, "b"]
     """the recording ended there without termination"""
+    demonstrated: Bool[Tensor, "b"] | None = None
+    """which rows are demonstrations, in a mixture with own decisions"""
 
 
 class ChunkDataset:

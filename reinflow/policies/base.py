@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -51,6 +51,21 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         """Where its weights are, and so where noise is drawn."""
         return self.action_normalizer.shift.device
+
+    @property
+    def core(self) -> Policy:
+        """The policy that a checkpoint holds: itself, where nothing is wrapped around it."""
+        return self
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What else a checkpoint says of how it acts."""
+        return {}
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Of the standard normal noise of one decision."""
+        return self.spec.chunk_shape
 
     def start_from(self, noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
         """x_0 of standard normal `noise`."""

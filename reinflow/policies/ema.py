@@ -1,29 +1,32 @@
-"""Exponential moving average of a policy, as a policy that can be called."""
+"""Exponential moving average of a module, as a module that can be called: an evaluated policy, a target network."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 
-from reinflow.policies.base import Policy
+M = TypeVar("M", bound=nn.Module)
 
 
-class EMA:
-    """`module` follows the trained policy with decay min(decay, (1 + n) / (10 + n)) after n updates."""
+class EMA(Generic[M]):
+    """`module` follows the trained one with decay min(decay, (1 + n) / (10 + n)) after n updates."""
 
-    def __init__(self, policy: Policy, decay: float = 0.999):
+    def __init__(self, trained: M, decay: float = 0.999, warm_up: bool = True):
+        """Without `warm_up` the decay is the same from the first update on, as of target networks."""
         self.decay = decay
+        self.warm_up = warm_up
         self.updates = 0
-        self.module = copy.deepcopy(policy).eval().requires_grad_(False)
+        self.module: M = copy.deepcopy(trained).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, policy: Policy) -> None:
-        """Move the average towards the policy's weights, and copy its buffers as they are."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.module.parameters()), list(policy.parameters()), 1 - decay)
-        for mine, theirs in zip(self.module.buffers(), policy.buffers(), strict=True):
+    def update(self, trained: M) -> None:
+        """Move the average towards the trained weights, and copy buffers as they are."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warm_up else self.decay
+        torch._foreach_lerp_(list(self.module.parameters()), list(trained.parameters()), 1 - decay)
+        for mine, theirs in zip(self.module.buffers(), trained.buffers(), strict=True):
             mine.copy_(theirs)
         self.updates += 1
 

@@ -17,6 +17,7 @@ class Stream(IntEnum):
     RANK = 2
     BUILD = 3
     NOISE = 4
+    GROUP = 5
 
 
 def derived_seed(seed: int, stream: Stream, *place: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reinflow.envs.builds import Builds
+from reinflow.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,54 @@ class OffPolicyConfig:
     """envs that are simulated side by side"""
     total_timesteps: int = 1_000_000
     """env steps after which the run ends"""
-    learning_starts: int = 5_000
+    learning_starts: int = 1_000
     """decisions in the replay buffer before the first update"""
-    updates: int = 8
+    updates_at_start: int = 0
+    """gradient steps at once, before those of the first iteration that has any"""
+    updates_per_step: int = 8
     """gradient steps per iteration"""
     batch_size: int = 256
     """rows per gradient step"""
+    demo_share: float = 0.5
+    """share of these rows that are demonstrations; 0 needs none"""
+    replay_size: int = 200_000
+    """decisions that are remembered; the newest take the place of the oldest"""
+    replay_gb: float = 8.0
+    """GB that they may take: with pictures fewer are remembered"""
     log_freq: int = 50
     """iterations between logged lines"""
-    eval_freq: int = 500
+    eval_freq: int = 250
     """iterations between evaluations; 0 evaluates only before and after training"""
     save_freq: int = 500
     """iterations between resumable checkpoints; 0 saves only at the end"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.demo_share <= 1:
+            raise UserError(f"--demo_share {self.demo_share} must be from 0 to 1")
+
+
+@dataclass(frozen=True)
+class WithoutDemos(OffPolicyConfig):
+    """The rhythm of an algorithm that learns from what it does itself."""
+
+    demo_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class OGPOLoop(OffPolicyConfig):
+    """The rhythm of OGPO: more envs, Qs that have learnt before the actor does."""
+
+    num_envs: int = 64
+    learning_starts: int = 3_000
+    updates_at_start: int = 1_500
+    updates_per_step: int = 16
+
+
+@dataclass(frozen=True)
+class WholeEpisodes(OnPolicyConfig):
+    """The rhythm of an algorithm whose rollouts are one episode of every env, however long."""
+
+    rollout_steps: int = 1_000
 
 
 @dataclass(frozen=True)

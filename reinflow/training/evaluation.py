@@ -22,7 +22,7 @@ from reinflow.runtime.rng import Stream, derived_seed
 from reinflow.types import ChunkEnv, Obs
 
 if TYPE_CHECKING:
-    from reinflow.policies.base import Policy
+    from reinflow.policies.wrapped import Acting
 
 
 Z_95 = 1.96
@@ -40,6 +40,8 @@ class Evaluation:
     success_at_end: Bool[Tensor, "m"]
     return_: Float[Tensor, "m"]
     length: Int[Tensor, "m"]
+    best_of: int
+    """chunks that were drawn per decision"""
     calls_per_episode: float
     """policy calls of one env until its episode ended, mean"""
     calls_per_second: float
@@ -101,7 +103,7 @@ def mean_difference(first: Float[Tensor, "m"], second: Float[Tensor, "m"]) -> tu
 
 @torch.no_grad()
 def evaluate(
-    policy: Policy,
+    policy: Acting,
     env: ChunkEnv,
     *,
     episodes: int,
@@ -132,6 +134,7 @@ def evaluate(
         success_at_end=result[:, 1].bool(),
         return_=result[:, 2],
         length=result[:, 3].long(),
+        best_of=policy.extra.get("best_of", 1),
         calls_per_episode=result[:, 4].mean().item(),
         calls_per_second=actor.calls / max(actor.seconds, 1e-9),
         seconds=time.perf_counter() - started,
@@ -169,7 +172,7 @@ class Actor:
     round it alike. Where the simulator is a GPU, which does not repeat to the bit, one call decides for all.
     """
 
-    def __init__(self, policy: Policy, env: ChunkEnv, num_steps: int | None):
+    def __init__(self, policy: Acting, env: ChunkEnv, num_steps: int | None):
         self.policy = policy
         self.num_steps = num_steps
         self.block = None if env.spec.sim_backend == "physx_cuda" else BLOCK
@@ -180,7 +183,7 @@ class Actor:
 
     def begin(self, seeds: list[int]) -> None:
         """Start episodes; all that they will draw is drawn here."""
-        shape = (self.decisions, *self.policy.spec.chunk_shape)
+        shape = (self.decisions, *self.policy.noise_shape)
         drawn = [torch.stack([*islice(noises(seed, shape), self.decisions)]) for seed in seeds]
         self.noise = torch.stack(drawn, dim=1).to(self.policy.device)
         self.decision = 0
@@ -211,10 +214,10 @@ def noise_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(derived_seed(seed, Stream.NOISE))
 
 
-def noises(seed: int, shape: tuple[int, int, int]) -> Iterator[Float[Tensor, "h a"]]:
+def noises(seed: int, shape: tuple[int, ...]) -> Iterator[Float[Tensor, "..."]]:
     """Standard normal x_0 of one decision of an episode after the other, without end.
 
-    They are drawn as many at a time as `shape` = (decisions of a whole episode, h, a) says, which decides the numbers.
+    They are drawn as many at a time as `shape` = (decisions of a whole episode, *that of one) says, which decides the numbers.
     """
     generator = noise_generator(seed)
     while True:

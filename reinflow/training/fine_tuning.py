@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from reinflow.run.run import Run
 from reinflow.run.status import HEADLINES
 from reinflow.training.config import OnPolicyConfig
 from reinflow.training.learner import Metrics
-from reinflow.training.loops import OnPolicyState
+from reinflow.training.loops import Online
 from reinflow.training.trainer import Trainer
 
 FEW_ITERATIONS = 10
@@ -26,16 +28,15 @@ def warn_of_few_iterations(run: Run, config: OnPolicyConfig, act_horizon: int) -
 
 def beside_the_pretrained(trainer: Trainer, metrics: Metrics) -> Metrics:
     """Alarms where the policy never moved, or moved to the worse."""
-    state, keeper = trainer.loop.state, trainer.keeper
-    assert isinstance(state, OnPolicyState)
-    if trainer.loop.over and state.iteration and not state.policy_updates:
+    loop, keeper = cast(Online, trainer.loop), trainer.keeper
+    if loop.over and loop.count and not loop.policy_updates:
         trainer.run.alarm(
-            f"the policy never moved: all {state.env_steps} env steps were critic warm-up: "
-            "lower --critic_warmup_steps or raise --total_timesteps"
+            f"the policy never moved: all {loop.step} env steps were {loop.warm_up}: "
+            f"lower --{loop.warm_up_flag} or raise --total_timesteps"
         )
-    if keeper.first and state.policy_updates and keeper.score(metrics).is_below(keeper.first):
+    if keeper.first and loop.policy_updates and keeper.score(metrics).is_below(keeper.first):
         trainer.run.alarm(
             f"{HEADLINES[keeper.headline]} fell below the pretrained {keeper.first.value:.2f}: "
-            "lower --lr or raise --critic_warmup_steps"
+            f"lower --lr or raise --{loop.warm_up_flag}"
         )
     return {}

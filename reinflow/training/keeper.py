@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from reinflow.errors import UserError
-from reinflow.policies.base import Policy
+from reinflow.policies.wrapped import Acting
 from reinflow.run.compatibility import compared, refuse
 from reinflow.run.run import Run
 from reinflow.run.status import HEADLINES
@@ -89,7 +89,7 @@ class Keeper:
         self._pending: tuple[int, Future[Path]] | None = None
         self._rolled_back = False
 
-    def evaluate(self, policy: Policy, step: int, keep: bool = False) -> dict[str, Any]:
+    def evaluate(self, policy: Acting, step: int, keep: bool = False) -> dict[str, Any]:
         """Metrics of whole episodes; a new best is written to `best_model.safetensors`. The first process does both.
 
         With `keep` the policy stays in `kept/` as well, however good it is.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from reinflow.policies.base import Policy
+from reinflow.policies.wrapped import Acting
 from reinflow.types import ChunkStep, Decision, Obs
 
 Metrics = dict[str, Any]
@@ -17,8 +18,8 @@ class Learner(Protocol):
     """What is trained."""
 
     @property
-    def evaluated(self) -> Policy:
-        """The policy that is evaluated and kept; it may be an average of the one that is trained."""
+    def evaluated(self) -> Acting:
+        """What is evaluated and kept; it may be an average of the policy that is trained, or wrapped around one."""
         ...
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
@@ -53,9 +54,26 @@ class OffPolicyLearner(BatchLearner, Protocol):
         """What to do next, with exploration."""
         ...
 
+    def start_at_(self, level: Float[Tensor, ""]) -> None:
+        """Let new critics start from one value, before the first update: the constant V that agrees with the data."""
+        ...
+
+    def judged(self, obs: Obs, actions: Float[Tensor, "n e a"]) -> Float[Tensor, "n"]:
+        """Q of doing `actions`, in env units: the discounted return that the learner expects."""
+        ...
+
+    def value(self, obs: Obs) -> Float[Tensor, "n"]:
+        """Q of what the policy would do."""
+        ...
+
 
 class OnPolicyLearner(Learner, Protocol):
     """Collects a rollout of its own and learns from it once: what `OnPolicy` needs."""
+
+    @property
+    def group(self) -> int:
+        """How many envs start each rollout from one state, in new episodes; 0 lets all go on where they are."""
+        ...
 
     @property
     def full(self) -> bool:

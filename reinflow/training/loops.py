@@ -1,4 +1,4 @@
-"""The three loops: over batches, over rollouts, and over a replay buffer that fills as it goes.
+"""Loops: over batches, over rollouts, and what they share with the one over a replay buffer (`off_policy`).
 
 A loop knows how one iteration goes and where it is; `reinflow.training.trainer` runs it, and `interrupts.check` may end
 it between minibatches, decisions and evaluation steps.
@@ -9,17 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 
-from reinflow.data.replay import ReplayBuffer
-from reinflow.errors import UserError
 from reinflow.runtime import distributed, interrupts
-from reinflow.training.config import OfflineConfig, OffPolicyConfig, OnPolicyConfig
+from reinflow.runtime.rng import Stream, derived_seed
+from reinflow.training.config import OfflineConfig, OnPolicyConfig
 from reinflow.training.health import Diverged, left_out, refuse_to_diverge
-from reinflow.training.learner import BatchLearner, Learner, Metrics, OffPolicyLearner, OnPolicyLearner
-from reinflow.training.rollouts import RolloutStats, collect
+from reinflow.training.learner import BatchLearner, Learner, Metrics, OnPolicyLearner
+from reinflow.training.rollouts import collect
 from reinflow.types import ChunkEnv, Obs
 
 if TYPE_CHECKING:
@@ -223,26 +222,43 @@ ADDED_LATER = {"policy_updates": 1}
 """counters that older states lack; their runs took every policy for a moved one"""
 
 
-class OnPolicy:
-    """Rollout and update, until `config.total_timesteps` env steps."""
+class OnlineRhythm(Rhythm, Protocol):
+    """Of a run that acts in envs."""
 
-    interruptible = True
+    @property
+    def total_timesteps(self) -> int:
+        """Env steps after which the run ends."""
+        ...
 
-    def __init__(
-        self, learner: OnPolicyLearner, env: ChunkEnv, config: OnPolicyConfig, run: Run, generator: torch.Generator
-    ):
-        self.learner = learner
+
+class OnlineCounters(Counters, Protocol):
+    """Where a run that acts in envs is."""
+
+    env_steps: int
+    iteration: int
+
+
+class Online:
+    """What the loops share that act in envs: where they are, new episodes, and going on in the old ones."""
+
+    warm_up: ClassVar[str]
+    """what the env steps are called before the policy learns"""
+    warm_up_flag: ClassVar[str]
+    """the flag that says how many they are"""
+    learner: Learner
+    config: OnlineRhythm
+    state: OnlineCounters
+
+    def __init__(self, env: ChunkEnv, run: Run, generator: torch.Generator):
         self.env = env
-        self.config = config
         self.run = run
         self.generator = generator
-        self.state = OnPolicyState()
         self.obs: Obs | None = None
         """what the policy sees next; None where new episodes have to start"""
 
     @property
     def count(self) -> int:
-        """Rollouts so far, each with its update."""
+        """Iterations so far: rollouts with their update, or decisions of every env."""
         return self.state.iteration
 
     @property
@@ -255,15 +271,51 @@ class OnPolicy:
         """Whether `total_timesteps` env steps are reached."""
         return self.step >= self.config.total_timesteps
 
+    @property
+    def policy_updates(self) -> int:
+        """How often the policy was trained."""
+        raise NotImplementedError
+
     def begin(self) -> None:
         """Start new episodes, unless the envs were brought back to where they were."""
         self.obs = started(self.env, self.obs, self.run, self.count)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over everything, the envs included; new episodes where these can't be brought back."""
+        self.roll_back(state)
+        self.obs = continued(self.env, state["env"], self.run)
+
+    def roll_back(self, state: dict[str, Any]) -> None:
+        """Take over all but the envs: `begin` then starts new episodes."""
+        raise NotImplementedError
+
+
+class OnPolicy(Online):
+    """Rollout and update, until `config.total_timesteps` env steps."""
+
+    interruptible = True
+    warm_up, warm_up_flag = "critic warm-up", "critic_warmup_steps"
+
+    def __init__(
+        self, learner: OnPolicyLearner, env: ChunkEnv, config: OnPolicyConfig, run: Run, generator: torch.Generator
+    ):
+        super().__init__(env, run, generator)
+        self.learner: OnPolicyLearner = learner
+        self.config: OnPolicyConfig = config
+        self.state: OnPolicyState = OnPolicyState()
+
+    @property
+    def policy_updates(self) -> int:
+        """Iterations that trained the policy."""
+        return self.state.policy_updates
 
     def iterate(self) -> None:
         """One rollout and one update."""
         assert self.obs is not None, "begin() comes first"
         began = time.perf_counter()
         trains_policy = self.learner.begin(self.step)
+        if self.learner.group:
+            self.obs = self.env.reset(seed=self._group_seeds())
         self.obs, stats = collect(self.learner, self.env, self.obs, self.generator)
         stats = stats.of_all_processes()
         if int(stats.broken) >= stats.decisions:
@@ -294,138 +346,19 @@ class OnPolicy:
         refuse_to_diverge(values)
         self.run.progress(self.step)
 
+    def _group_seeds(self) -> list[int]:
+        """A seed per env, the same one within a group, and other ones in every iteration and process."""
+        envs, group = self.env.num_envs, self.learner.group
+        places = [distributed.rank() * envs + env // group for env in range(envs)]
+        return [derived_seed(self.run.config.seed, Stream.GROUP, self.count, place) for place in places]
+
     def state_dict(self) -> dict[str, Any]:
         """The counters, and where the envs are, between two rollouts."""
         return {"counters": asdict(self.state), "env": where(self.env)}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over counters and envs; new episodes where the envs can't be brought back."""
-        self.roll_back(state)
-        self.obs = continued(self.env, state["env"], self.run)
-
     def roll_back(self, state: dict[str, Any]) -> None:
         """Take over the counters alone: `begin` then starts new episodes."""
         self.state = OnPolicyState(**ADDED_LATER | state["counters"])
-        self.obs = None
-
-
-@dataclass
-class OffPolicyState:
-    """Counters of an off-policy run."""
-
-    env_steps: int = 0
-    iteration: int = 0
-    updates: int = 0
-    """gradient steps"""
-    evaluated: bool = False
-
-
-class OffPolicy:
-    """A decision of every env and some updates from the replay buffer, until `config.total_timesteps` env steps."""
-
-    interruptible = False
-
-    def __init__(
-        self,
-        learner: OffPolicyLearner,
-        env: ChunkEnv,
-        replay: ReplayBuffer,
-        config: OffPolicyConfig,
-        run: Run,
-        generator: torch.Generator,
-    ):
-        """UserError where several processes share the run: each would need its own part of the replay buffer saved."""
-        if distributed.active():
-            raise UserError("an off-policy run has one process: start it without torchrun")
-        self.learner = learner
-        self.env = env
-        self.replay = replay
-        self.config = config
-        self.run = run
-        self.generator = generator
-        self.state = OffPolicyState()
-        self.stats = RolloutStats()
-        """since the last logged line"""
-        self.speed = Speed()
-        self.obs: Obs | None = None
-        """what the policy sees next; None where new episodes have to start"""
-
-    @property
-    def count(self) -> int:
-        """Decisions of every env so far."""
-        return self.state.iteration
-
-    @property
-    def step(self) -> int:
-        """Env steps so far, of all envs."""
-        return self.state.env_steps
-
-    @property
-    def over(self) -> bool:
-        """Whether `total_timesteps` env steps are reached."""
-        return self.step >= self.config.total_timesteps
-
-    def begin(self) -> None:
-        """Tell the monitor the phase; start new episodes, unless the envs were brought back to where they were."""
-        self.run.status(phase="off_policy")
-        self.obs = started(self.env, self.obs, self.run, self.count)
-
-    def iterate(self) -> None:
-        """One decision of every env, and the updates after it."""
-        interrupts.check()
-        began = time.perf_counter()
-        steps = self._act()
-        metrics = self._learn()
-        self.state.env_steps += steps
-        self.state.iteration += 1
-        self.speed.add(steps, since=began)
-        if is_due(self.count, self.config.log_freq, self.over):
-            more = {"charts/SPS": self.speed.read(), "charts/iteration": self.count, "charts/replay": len(self.replay)}
-            values = logged(self, {**metrics, **self.stats.metrics(), **more})
-            self.stats = RolloutStats()
-            self.run.progress(self.step, **loss_in(values))
-            refuse_to_diverge(values)
-
-    @torch.no_grad()
-    def _act(self) -> int:
-        """Let every env go on by a decision; gives the env steps of all of them."""
-        assert self.obs is not None, "begin() comes first"
-        decision = self.learner.act(self.obs, self.generator)
-        outcome = self.env.step_chunk(decision.actions)
-        self.replay.add(self.obs, decision.actions, outcome)
-        self.stats.add(outcome)
-        self.stats.broken = self.stats.broken + outcome.broken.sum()
-        self.obs = outcome.obs
-        return int(outcome.executed.sum())
-
-    def _learn(self) -> Metrics:
-        """Metrics of the last update; none before the first."""
-        metrics: Metrics = {}
-        if len(self.replay) >= self.config.learning_starts:
-            for _ in range(self.config.updates):
-                metrics = self.learner.update(self.replay.sample(self.config.batch_size, self.generator))
-                self.state.updates += 1
-        return metrics
-
-    def state_dict(self) -> dict[str, Any]:
-        """The counters, where the envs are, the whole replay buffer, and statistics not yet logged."""
-        return {
-            "counters": asdict(self.state),
-            "env": where(self.env),
-            "replay": self.replay.state_dict(),
-            "stats": self.stats.state_dict(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over everything, the envs included; new episodes where these can't be brought back."""
-        self.roll_back(state)
-        self.obs = continued(self.env, state["env"], self.run)
-
-    def roll_back(self, state: dict[str, Any]) -> None:
-        """Take over all but the envs: `begin` then starts new episodes."""
-        self.state = OffPolicyState(**state["counters"])
-        self.replay.load_state_dict(state["replay"])
-        self.stats = RolloutStats(**state["stats"])
         self.obs = None
 
 

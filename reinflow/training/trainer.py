@@ -75,13 +75,14 @@ class Trainer:
 
     def snapshot(self) -> Checkpoint:
         """The checkpoint of this moment, without what only a resume needs."""
-        learner = self.loop.learner
+        learner, evaluated = self.loop.learner, self.loop.learner.evaluated
         return Checkpoint(
-            policy_spec=learner.evaluated.spec,
+            policy_spec=evaluated.spec,
             env_spec=self.env.spec,
-            policy_state=learner.evaluated.state_dict(),
+            policy_state=evaluated.core.state_dict(),
             parts=learner.parts(),
             objective=self.objective,
+            extra=dict(evaluated.extra),
         )
 
     def training(self) -> dict[str, Any]:

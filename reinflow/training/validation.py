@@ -26,7 +26,7 @@ class Validation:
 
     def loss(self, learner: Learner) -> float:
         """The family's own loss, a mean over rows; no other random number of the run changes by it."""
-        return validation_loss(learner.evaluated, self.batch, self.seed)
+        return validation_loss(learner.evaluated.core, self.batch, self.seed)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from jaxtyping import Bool, UInt8
 from reinflow.envs import EnvConfig, make_filmed_env
 from reinflow.envs.recorder import Film
 from reinflow.policies.base import Policy
+from reinflow.policies.wrapped import Acting
 from reinflow.runtime import distributed
 from reinflow.runtime.files import replaced_atomically
 from reinflow.training.evaluation import evaluate
@@ -34,7 +35,7 @@ SOLVED, LOST, OPEN = (40, 200, 80), (235, 180, 40), (70, 70, 70)
 class Camera:
     """Films a policy from the same start states every time; its envs are its own."""
 
-    def __init__(self, task: EnvSpec, config: EnvConfig, policy: Policy, seed: int, num_envs: int):
+    def __init__(self, task: EnvSpec, config: EnvConfig, policy: Acting, seed: int, num_envs: int):
         """`task` is what the policy was trained for. UserError where nothing can be filmed."""
         spec = policy.spec
         self.seed = seed
@@ -43,7 +44,7 @@ class Camera:
             config.completed(task), num_envs, spec.act_horizon, spec.obs_horizon, policy.device
         )
 
-    def film(self, policy: Policy) -> Film:
+    def film(self, policy: Acting) -> Film:
         """One episode per env, without exploration noise."""
         evaluate(policy, self.env, episodes=self.num_envs, seed=self.seed)
         return self.recorder.film()

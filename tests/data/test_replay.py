@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reinflow.data.replay import ReplayBuffer
+from reinflow.data.chunks import TransitionBatch
+from reinflow.data.replay import Mixture, ReplayBuffer
 from reinflow.errors import UserError
 from reinflow.types import ChunkStep, EpisodeStats
 
@@ -73,25 +74,65 @@ def test_samples_are_rows_that_were_added_each_about_as_often():
 def test_a_ring_goes_on_from_its_state():
     whole, half = ReplayBuffer(4, gamma=1.0), ReplayBuffer(4, gamma=1.0)
     add(whole, 0, 3)
-    half.load_state_dict(whole.state_dict())
+    half.refill(3, [(0, whole.rows(0, 3))])
     for replay in (whole, half):
         add(replay, 3, 3)
     assert torch.equal(whole.data["reward"], half.data["reward"])
     assert whole.count == half.count == 6
 
 
-def test_an_empty_one_has_a_state_too():
+def test_an_empty_one_has_rows_too():
     empty = ReplayBuffer(4, gamma=1.0)
-    empty.load_state_dict(ReplayBuffer(4, gamma=1.0).state_dict())
+    empty.refill(0, [(0, ReplayBuffer(4, gamma=1.0).rows(0, 0))])
     add(empty, 0, 2)
     assert len(empty) == 2
 
 
-def test_a_ring_of_another_size_is_refused():
-    whole = ReplayBuffer(4, gamma=1.0)
-    add(whole, 0, 3)
-    with pytest.raises(ValueError, match="held 4 decisions, this one holds 5"):
-        ReplayBuffer(5, gamma=1.0).load_state_dict(whole.state_dict())
+def test_a_ring_that_went_round_is_filled_from_parts_that_also_hold_what_is_too_old():
+    whole, other = ReplayBuffer(4, gamma=1.0), ReplayBuffer(4, gamma=1.0)
+    history = ReplayBuffer(10, gamma=1.0)
+    for replay in (whole, history):
+        for first in (0, 3, 6):
+            add(replay, first, 3)
+    # 9 were added: 5, 6, 7 and 8 are left, at places 1, 2, 3 and 0
+    other.refill(9, [(4, history.rows(4, 7)), (7, history.rows(7, 9))])
+    assert other.data["reward"].tolist() == whole.data["reward"].tolist() == [8, 5, 6, 7]
+    assert len(other) == 4
+    add(other, 9, 1)
+    assert other.data["reward"].tolist() == [8, 9, 6, 7]
+
+
+def test_what_is_remembered_stays_within_its_bytes():
+    replay = ReplayBuffer(1_000, gamma=1.0, max_gb=450e-9)
+    add(replay, 0, 3)
+    # a row: two observations of 1 float, a chunk of 2 x 3, reward and discount, two flags: 10 * 4 + 2 = 42 bytes
+    assert replay.capacity == 10
+    assert len(replay) == 3
+
+
+def demonstrations(rows: int, generator: torch.Generator) -> TransitionBatch:
+    """Rewards from 100 on, and chunks of 4 actions whose second and third are executed."""
+    own = ReplayBuffer(rows, gamma=1.0)
+    outcome = step(100, rows)
+    at = outcome.reward.view(rows, 1, 1)
+    own.add({"state": at}, at.expand(rows, 4, 3) + torch.arange(4).view(1, 4, 1), outcome)
+    return own.sample(rows, generator)
+
+
+def test_a_fixed_share_of_a_batch_are_demonstrations_cut_to_what_own_decisions_hold():
+    replay = ReplayBuffer(8, gamma=1.0)
+    add(replay, 0, 5)
+    mixture = Mixture(replay, demonstrations, 0.25, slice(1, 3))
+    batch = mixture.sample(8, torch.Generator().manual_seed(0))
+    assert (batch.reward[:6] < 100).all()
+    assert (batch.reward[6:] >= 100).all()
+    assert batch.demonstrated.tolist() == [False] * 6 + [True] * 2
+    # positions 1 and 2 of a chunk that counts up from its reward
+    torch.testing.assert_close(batch.chunk[6:, :, 0] - batch.reward[6:, None], torch.tensor([[1.0, 2.0]] * 2))
+    assert torch.equal(batch.next_obs["state"].flatten(), 10 * batch.reward)
+    for share, first in ((0.0, True), (1.0, False)):
+        batch = Mixture(replay, demonstrations, share, slice(1, 3)).sample(4, torch.Generator())
+        assert ((batch.reward < 100) == first).all()
 
 
 def test_room_for_nothing_is_refused():

@@ -21,8 +21,8 @@ from tests.test_resume import assert_equal, logged, stop_at
 from tests.training.toy_learner import trainer
 
 SHORT: dict[str, Any] = {
-    "num_envs": 4, "total_timesteps": 200, "learning_starts": 12, "updates": 2, "batch_size": 16, "log_freq": 5,
-    "eval_freq": 6, "save_freq": 4,
+    "num_envs": 4, "total_timesteps": 200, "learning_starts": 12, "updates_per_step": 2, "batch_size": 16,
+    "log_freq": 5, "eval_freq": 6, "save_freq": 4,
 }  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def run(folder: Path, name: str, resume: bool = False, episodes: int = 4, **conf
 
 def test_it_improves_from_nothing(tmp_path):
     config = SHORT | {
-        "num_envs": 32, "total_timesteps": 12_800, "learning_starts": 500, "updates": 4, "batch_size": 128,
+        "num_envs": 32, "total_timesteps": 12_800, "learning_starts": 500, "updates_per_step": 4, "batch_size": 128,
         "eval_freq": 0, "save_freq": 0,
     }  # fmt: skip
     path = run(tmp_path, "learns", episodes=20, **config)
@@ -86,6 +86,6 @@ def test_going_back_starts_new_episodes_with_the_ring_of_that_moment(tmp_path, m
         loop.roll_back(state)
         assert loop.obs is None
         assert (loop.count, loop.step, len(loop.replay)) == (13, 208, 52)
-        assert torch.equal(loop.replay.data["reward"], state["replay"]["data"]["reward"])
+        assert torch.equal(loop.replay.data["reward"][:52], state["replay"]["rows"]["reward"])
         loop.begin()
         assert loop.obs["state"].shape == (4, 1, 3)

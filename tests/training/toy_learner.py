@@ -13,7 +13,7 @@ from reinflow.envs import EnvConfig, make_env
 from reinflow.policies import PolicySpec, build_policy
 from reinflow.run.run import Run
 from reinflow.training.config import EvalConfig, OffPolicyConfig
-from reinflow.training.loops import OffPolicy
+from reinflow.training.off_policy import OffPolicy
 from reinflow.training.trainer import Trainer
 from reinflow.types import Decision, Obs
 
@@ -33,6 +33,20 @@ class Explorer(AdvantageWeightedRegression):
         constant = torch.randn(chunk[:, :1].shape, generator=generator)
         noise = torch.randn(chunk.shape, generator=generator)
         return Decision((chunk + 0.5 * constant + 0.2 * noise).clamp(-1, 1))
+
+    def start_at_(self, level: torch.Tensor) -> None:
+        """Qs and V."""
+        self.critics.start_at_(level)
+
+    @torch.no_grad()
+    def judged(self, obs: Obs, actions: torch.Tensor) -> torch.Tensor:
+        """Mean of the target Qs."""
+        chunk = self.executed(self.policy.normalize_chunk(actions))
+        return self.critics.target_q(self.policy.encode(obs), chunk).mean(0)
+
+    def value(self, obs: Obs) -> torch.Tensor:
+        """Of what the policy does without noise."""
+        return self.judged(obs, self.policy.act(obs))
 
 
 def explorer(total_updates: int) -> Explorer:

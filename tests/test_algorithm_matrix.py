@@ -1,0 +1,28 @@
+"""Algorithms improve on their clone on the toy, all with the same budget; the whole matrix by `pytest -m matrix`."""
+
+from __future__ import annotations
+
+import pytest
+
+from reinflow.algorithms import ONLINE, able_families
+from tests.training.toy_matrix import returns
+
+STARTS_FROM_NOISE = [name for name in able_families(ONLINE["dsrl"]) if name not in ("gaussian", "gmm", "mip")]
+MATRIX = [
+    (algorithm, family)
+    for algorithm, entry in ONLINE.items()
+    for family in (STARTS_FROM_NOISE if algorithm == "dsrl" else able_families(entry))
+]
+
+
+def test_an_algorithm_with_a_replay_buffer_improves_on_its_clone(tmp_path):
+    before, after = returns(tmp_path, "idql", "shortcut", total_timesteps=8_000)
+    # returns of 256 episodes of the toy lie between 5 (standing still) and 17, with a standard error of about .25
+    assert after > before + 1
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(("algorithm", "family"), MATRIX)
+def test_every_algorithm_improves_on_every_family_that_it_takes(tmp_path, algorithm, family):
+    before, after = returns(tmp_path, algorithm, family)
+    assert after > before
