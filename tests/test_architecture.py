@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "reinflow/algos": CORE
     | TENSORS
     | {"nets", "reinflow.algos", "reinflow.flags"}
-    | {f"reinflow.policies.{name}" for name in ("base", "chain", "ema")},
+    | {f"reinflow.policies.{name}" for name in ("base", "chain", "ema", "transition")},
     "reinflow/run": CORE
     | {"torch", "tqdm", "wandb", "tensorboard", "reinflow.cli", "reinflow.flags", "reinflow.run", "reinflow.storage"},
     "reinflow/storage": CORE | TENSORS | {"safetensors", "nets.config", "reinflow.policies", "reinflow.storage"},
