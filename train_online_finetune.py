@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from reinflow.algos.config import PPOFlags
 from reinflow.algos.schedules import NoiseConfig
@@ -20,6 +21,7 @@ from reinflow.cli import Flat, run_script
 from reinflow.envs import EnvConfig
 from reinflow.policies import NoiseNetConfig, PolicyConfig
 from reinflow.presets import ONLINE_PRESETS, beside_the_guide
+from reinflow.recipes import ExpectedPolicy, flags_of
 from reinflow.run.config import RunConfig
 from reinflow.runtime.config import AccelerationConfig
 from reinflow.training.config import EvalConfig, OnPolicyConfig
@@ -37,10 +39,13 @@ class Config:
     scratch: bool = False
     """start from an untrained policy, whose family, net and horizons are then chosen here; --preset scratch also sets
     what PPO needs for that"""
+    ft_denoising_steps: int | None = None
+    """the last so many of the K steps are fine-tuned, the others stay the checkpoint's; None fine-tunes all of them"""
     freeze_visual_encoder: bool = False
     """keep an image encoder fixed: pictures are encoded once per decision and not stored"""
     asymmetric_critic: bool = False
     """V sees the simulator's full state while the policy sees pictures; V is not needed after training"""
+    expected: Flat[ExpectedPolicy] = field(default_factory=ExpectedPolicy)
     run: Flat[RunConfig] = field(default_factory=RunConfig)
     env: Flat[EnvConfig] = field(default_factory=EnvConfig)
     policy: Flat[PolicyConfig] = field(default_factory=untrained_policy)
@@ -59,7 +64,7 @@ def main(config: Config) -> None:
     from reinflow.algos.reinflow import ReinFlow, rollout_buffer
     from reinflow.algos.scratch import FromScratch
     from reinflow.envs import Builds, make_env
-    from reinflow.policies import build_policy
+    from reinflow.policies import build_policy, holding_early_steps
     from reinflow.run.run import Run
     from reinflow.runtime import distributed
     from reinflow.storage.checkpoint import load_checkpoint, load_state_
@@ -74,6 +79,7 @@ def main(config: Config) -> None:
         checkpoint = untrained(config.policy, config.env.completed(), config.num_inference_steps, config.run.seed)
     else:
         checkpoint = load_checkpoint(config.pretrained_path)
+    config.expected.check(checkpoint.policy_spec)
     env_config = config.env.completed(checkpoint.env_spec, checkpoint.objective)
     ppo = config.ppo.completed(checkpoint.objective)
     objective = Objective(ppo.gamma, env_config.reward_mode, env_config.terminate_on_success)
@@ -84,6 +90,9 @@ def main(config: Config) -> None:
     ) as run:
         policy = build_policy(checkpoint.policy_spec.starting_with(config.policy.initial_noise_scale)).to(run.device)
         load_state_(policy, checkpoint.policy_state, f"the policy of {config.pretrained_path}")
+        if config.ft_denoising_steps is not None:
+            steps = config.num_inference_steps or policy.spec.num_inference_steps
+            policy = holding_early_steps(policy, config.ft_denoising_steps, steps)
         settings = {
             "act_horizon": policy.spec.act_horizon,
             "obs_horizon": policy.spec.obs_horizon,
@@ -133,4 +142,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Config, presets=ONLINE_PRESETS, notice=beside_the_guide, loads="torch and the simulator")
+    recipes, loads = partial(flags_of, stage="ft"), "torch and the simulator"
+    run_script(main, Config, presets=ONLINE_PRESETS, recipes=recipes, notice=beside_the_guide, loads=loads)

@@ -17,6 +17,7 @@ from reinflow.data.config import DemoConfig
 from reinflow.envs import EnvConfig
 from reinflow.policies import PolicyConfig
 from reinflow.presets import CLONING_PRESETS
+from reinflow.recipes import flags_of
 from reinflow.run.config import RunConfig
 from reinflow.training.config import EvalConfig, OfflineConfig
 
@@ -101,4 +102,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Config, presets=CLONING_PRESETS, loads="torch, demonstrations and the simulator")
+    recipes, loads = partial(flags_of, stage="pre"), "torch, demonstrations and the simulator"
+    run_script(main, Config, presets=CLONING_PRESETS, recipes=recipes, loads=loads)
