@@ -50,7 +50,8 @@ def clipped_surrogate(
     valid: Float[Tensor, "b"] | None = None,
 ) -> Float[Tensor, ""]:
     """PPO's pessimistic objective, as a loss (eq. 7), over the rows where `valid` is 1 and the steps that they have."""
-    clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
+    bounds: Any = (1 - clip_ratio, 1 + clip_ratio)  # numbers, or one of each per step
+    clipped = ratio.clamp(*bounds)
     return -mean_over(of_rows(torch.min(ratio * advantages, clipped * advantages)), valid)
 
 
