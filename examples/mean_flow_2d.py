@@ -23,6 +23,7 @@ from torch import Tensor
 
 from reinflow.cli import run_script
 from reinflow.errors import UserError
+from reinflow.policies.times import TimeSampling
 
 if TYPE_CHECKING:
     from reinflow.policies import Policy
@@ -47,6 +48,9 @@ class Config:
     """points per gradient step"""
     lr: float = 2e-3
     """peak learning rate"""
+    t_sampling: TimeSampling = "uniform"
+    """distribution of times, where a family can choose; `logitnormal` hardly ever draws the whole way from noise to
+    data, which one step takes"""
     ema_decay: float = 0.99
     """of the average that draws; Stage 1's .999 is for longer runs"""
     hidden_dim: int = 128
@@ -134,6 +138,7 @@ def cloned(family: str, config: Config, teacher: Policy | None) -> Policy:
         pred_horizon=1,
         action_dim=2,
         initial_noise_scale=1.0,
+        t_sampling=config.t_sampling,
         **distilled,
     )
     policy = build_policy(spec)
