@@ -23,10 +23,10 @@ from torch import Tensor
 
 from reinflow.cli import run_script
 from reinflow.errors import UserError
-from reinflow.policies.times import TimeSampling
+from reinflow.policies.options import FlowConfig, TimeSampling
 
 if TYPE_CHECKING:
-    from reinflow.policies import Policy
+    from reinflow.policies.base import Policy
 
 SQUARES = 4
 """of the board's sides, which are 2 long; every other one holds data"""
@@ -108,7 +108,6 @@ def main(config: Config) -> None:
 def generative_families() -> tuple[str, ...]:
     """Names of those that start from noise."""
     from reinflow.policies import FAMILIES
-    from reinflow.policies.flow import FlowConfig
 
     return tuple(name for name, entry in FAMILIES.items() if issubclass(entry.config, FlowConfig))
 
@@ -122,7 +121,8 @@ def checkerboard(count: int) -> Float[Tensor, "n 2"]:
 
 def cloned(family: str, config: Config, teacher: Policy | None) -> Policy:
     """The moving average of a policy's weights after its training."""
-    from reinflow.algos.bc import BCConfig, BehaviorCloning
+    from reinflow.algos.bc import BehaviorCloning
+    from reinflow.algos.config import BCConfig
     from reinflow.data.chunks import Batch
     from reinflow.policies import PolicySpec, build_policy
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from reinflow.agent import ReinFlowAgent
-from reinflow.algos.bc import BCConfig, BehaviorCloning
-from reinflow.algos.dispersive import LOSSES, Dispersed, DispersiveConfig
+from reinflow.algos.bc import BehaviorCloning
+from reinflow.algos.config import BCConfig, DispersiveConfig
+from reinflow.algos.dispersive import LOSSES, Dispersed
 from reinflow.algos.ppo import PPO
 from reinflow.data.chunks import Batch
 from reinflow.policies import FAMILIES, NETS, PolicySpec, build_policy, make_stochastic
