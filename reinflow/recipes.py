@@ -91,21 +91,21 @@ STAGES = {
 class ExpectedPolicy:
     """What a checkpoint's policy has to be; recipes say it, and None takes any."""
 
-    family: str | None = None
+    expect_family: str | None = None
     """policy family that the checkpoint has to have"""
-    net: str | None = None
+    expect_net: str | None = None
     """network that it has to have"""
-    pictures: bool | None = None
+    expect_pictures: bool | None = None
     """whether it has to see pictures"""
 
     def check(self, spec: PolicySpec) -> None:
         """UserError where it is another one."""
         found = {"family": spec.family, "net": spec.net, "pictures": spec.image is not None}
         for name, value in found.items():
-            wanted = getattr(self, name)
+            wanted = getattr(self, f"expect_{name}")
             if wanted is not None and wanted != value:
                 raise UserError(
-                    f"the checkpoint's policy has {name} {value}, and --{name} or the recipe asks for {wanted}: "
+                    f"the checkpoint's policy has {name} {value}, and --expect_{name} or the recipe asks for {wanted}: "
                     "take another checkpoint, or the recipe of this one"
                 )
 
@@ -157,9 +157,10 @@ def fine_tuning(parts: re.Match[str]) -> Flags:
     flags = expected(parts)
     if parts["algorithm"] == "ppo_exact":
         return flags | EXACT
-    if flags["family"] in ("gaussian", "gmm"):
+    family = FAMILIES[parts["model"]]
+    if family in ("gaussian", "gmm"):
         return flags | STD_OF_GAUSSIANS
-    if flags["family"] != "ddpm":
+    if family != "ddpm":
         return flags
     few = parts["pictures"] or parts["model"] == "ddim"
     steps = (DDIM_STEPS, DDIM_STEPS) if few else (DIFFUSION_STEPS["states"], DIFFUSION_STEPS["states"] // 2)
@@ -174,4 +175,5 @@ def evaluating(parts: re.Match[str]) -> Flags:
 def expected(parts: re.Match[str]) -> Flags:
     """Fields of `ExpectedPolicy`; any of our MLPs is the guide's."""
     net = None if parts["net"] == "mlp" else NETS[parts["net"]]["net"]
-    return {"family": FAMILIES[parts["model"]], "net": net, "pictures": parts["pictures"] is not None}
+    names = {"family": FAMILIES[parts["model"]], "net": net, "pictures": parts["pictures"] is not None}
+    return {f"expect_{name}": value for name, value in names.items()}

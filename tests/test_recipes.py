@@ -104,8 +104,8 @@ def test_a_recipe_is_refused_beside_a_resumed_run(tmp_path):
 def test_a_checkpoint_of_another_family_network_or_observation_is_refused():
     spec = PolicySpec.of(family="meanflow", net="mlp")
     ExpectedPolicy().check(spec)
-    ExpectedPolicy(family="meanflow", net="mlp", pictures=False).check(spec)
-    for wrong in ({"family": "reflow"}, {"net": "unet"}, {"pictures": True}):
+    ExpectedPolicy(expect_family="meanflow", expect_net="mlp", expect_pictures=False).check(spec)
+    for wrong in ({"expect_family": "reflow"}, {"expect_net": "unet"}, {"expect_pictures": True}):
         with pytest.raises(UserError, match=f"--{next(iter(wrong))}"):
             ExpectedPolicy(**wrong).check(spec)
 
