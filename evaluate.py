@@ -20,19 +20,24 @@ Min's, of returns the normal one). `--capture_video` adds `evaluation.mp4`, or t
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reinflow.cli import Flat, run_script
 from reinflow.envs import EnvConfig
+from reinflow.recipes import ExpectedPolicy, flags_of
 from reinflow.training.config import EvalConfig
 
 if TYPE_CHECKING:
     from reinflow.envs.recorder import Film
+    from reinflow.policies.base import Policy
     from reinflow.policies.wrapped import Acting
+    from reinflow.storage.checkpoint import Checkpoint
     from reinflow.training.evaluation import Evaluation
     from reinflow.types import EnvSpec
 
@@ -54,6 +59,7 @@ class Config:
     held_out: float | None = None
     """--offline: share of the episodes, from the last one back, to look at, as Stage 1's --validation_share; None looks
     at all"""
+    expected: Flat[ExpectedPolicy] = field(default_factory=ExpectedPolicy)
     env: Flat[EnvConfig] = field(default_factory=EnvConfig)
     evaluation: Flat[EvalConfig] = field(default_factory=lambda: EvalConfig(eval_seed=FIRST_SEED))
     num_inference_steps: tuple[int, ...] = ()
@@ -63,6 +69,9 @@ class Config:
     best_of: int | None = None
     """chunks that are drawn per decision, of which the one with the highest Q is done; 1 is the policy alone, None is
     what the checkpoint was made for"""
+    ema: bool = True
+    """act by the moving average of a cloned policy's weights; --no-ema takes the weights themselves, which are all that
+    a fine-tuned policy has"""
     capture_video: bool = False
     """film the policy, which needs a Vulkan driver"""
     num_video_envs: int = 9
@@ -225,9 +234,24 @@ def loaded(path: Path, config: Config) -> tuple[Acting, EnvSpec, int | None]:
     from reinflow.storage.checkpoint import load_policy
 
     policy, checkpoint = load_policy(path, pick_device(config.cuda))
+    config.expected.check(policy.spec)
+    if not config.ema:
+        take_raw_weights_(policy, checkpoint, path)
     policy.spec = policy.spec.starting_with(config.initial_noise_scale)
     acting = as_trained(policy, checkpoint.parts, checkpoint.extra, config.best_of)
     return acting, checkpoint.env_spec, checkpoint.meta.get("step")
+
+
+def take_raw_weights_(policy: Policy, checkpoint: Checkpoint, path: Path) -> None:
+    """Those that were trained, in place of their average. UserError where an average is all that was kept."""
+    from reinflow.algos.bc import RAW
+    from reinflow.errors import UserError
+    from reinflow.storage.checkpoint import load_state_
+
+    if state := checkpoint.parts.get(RAW):
+        load_state_(policy, state, f"the weights of {path}")
+    elif "critic" not in checkpoint.parts or "q" in checkpoint.parts:  # no policy of Stage 3, which averages nothing
+        raise UserError(f"{path} is older than --no-ema and holds the average alone: leave the flag out or clone anew")
 
 
 def filmed(policy: Acting, task: EnvSpec, config: Config) -> Film:
@@ -301,16 +325,32 @@ def write_results(rows: list[dict], config: Config, checkpoint: Path, folder: Pa
 
 
 def plot(rows: list[dict], path: Path, title: str, headline: str) -> None:
-    """Success, or the return of a task that is ranked by it, and speed over the number of denoising steps."""
+    """Over the number of denoising steps: success, return, length, speed and best reward, with 95 % intervals."""
+    from reinflow.training.evaluation import Z_95
+
     pyplot = drawing()
     steps = [str(row["num_inference_steps"]) for row in rows]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    draw_scores(left, steps, rows, headline)
-    left.set(xlabel="denoising steps K")
-    right.bar(steps, [row["policy_calls_per_second"] for row in rows])
-    right.set(xlabel="denoising steps K", ylabel="batched policy calls per second")
+    figure, axes = pyplot.subplots(2, 3, figsize=(11, 5.6), layout="constrained", sharex=True)
+    success, *others, speed, note = axes.flat
+    for name, marker in (("success_once", "o"), ("success_at_end", "s")):
+        rates = [row[name] for row in rows]
+        errors = [Z_95 * (p * (1 - p) / row["episodes"]) ** 0.5 for p, row in zip(rates, rows, strict=True)]
+        success.errorbar(steps, rates, yerr=errors, marker=marker, capsize=3, label=name)
+    success.set(ylabel="success rate", ylim=(0, 1.02))
+    success.legend(loc="lower right")
+    columns = {"return": "return", "length": "env steps of an episode", "best_reward": "best reward of an episode"}
+    for axis, (name, label) in zip(others, columns.items(), strict=True):
+        means, errors = zip(*(mean_and_interval(row["per_episode"], name) for row in rows), strict=True)
+        axis.errorbar(steps, means, yerr=errors, marker="o", capsize=3)
+        axis.set(ylabel=label)
+    speed.bar(steps, [row["policy_calls_per_second"] for row in rows])
+    speed.set(ylabel="batched policy calls per second")
+    note.axis("off")
+    note.text(0, 0.5, f"ranked by {headline}\nintervals: 95 %")
+    for axis in axes.flat:
+        axis.set(xlabel="denoising steps K")
     figure.suptitle(title)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
@@ -365,5 +405,14 @@ def draw_scores(axes: Any, places: Sequence[Any], rows: list[dict], headline: st
     axes.legend(loc="lower right")
 
 
+def mean_and_interval(episodes: list[dict], name: str) -> tuple[float, float]:
+    """Of a column over episodes, and half of its 95 % interval, which is normal."""
+    from reinflow.training.evaluation import Z_95
+
+    values = [float(episode[name]) for episode in episodes]
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return statistics.fmean(values), Z_95 * spread / len(values) ** 0.5
+
+
 if __name__ == "__main__":
-    run_script(main, Config, loads="torch and the simulator")
+    run_script(main, Config, recipes=partial(flags_of, stage="eval"), loads="torch and the simulator")

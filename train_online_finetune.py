@@ -21,6 +21,7 @@ from reinflow.cli import Flat, run_script
 from reinflow.envs import EnvConfig
 from reinflow.policies import NoiseNetConfig, PolicyConfig
 from reinflow.presets import ONLINE_PRESETS, beside_the_guide
+from reinflow.recipes import ExpectedPolicy, flags_of
 from reinflow.run.config import RunConfig
 from reinflow.runtime.config import AccelerationConfig
 from reinflow.training.config import EvalConfig, OnPolicyConfig
@@ -28,6 +29,7 @@ from reinflow.training.scratch import refuse_half_a_beginning, untrained, untrai
 
 if TYPE_CHECKING:
     from reinflow.algos.config import PPOConfig
+    from reinflow.policies.base import Policy
     from reinflow.training.loops import OnPolicy
     from reinflow.training.stages import Beginning, Stage
 
@@ -43,10 +45,13 @@ class Config:
     scratch: bool = False
     """start from an untrained policy, whose family, net and horizons are then chosen here; --preset scratch also sets
     what PPO needs for that"""
+    ft_denoising_steps: int | None = None
+    """the last so many of the K steps are fine-tuned, the others stay the checkpoint's; None fine-tunes all of them"""
     freeze_visual_encoder: bool = False
     """keep an image encoder fixed: pictures are encoded once per decision and not stored"""
     asymmetric_critic: bool = False
     """V sees the simulator's full state while the policy sees pictures; V is not needed after training"""
+    expected: Flat[ExpectedPolicy] = field(default_factory=ExpectedPolicy)
     run: Flat[RunConfig] = field(default_factory=RunConfig)
     env: Flat[EnvConfig] = field(default_factory=EnvConfig)
     policy: Flat[PolicyConfig] = field(default_factory=untrained_policy)
@@ -71,6 +76,7 @@ def main(config: Config) -> None:
         checkpoint = untrained(config.policy, config.env.completed(), config.num_inference_steps, config.run.seed)
     else:
         checkpoint = load_checkpoint(config.pretrained_path)
+    config.expected.check(checkpoint.policy_spec)
     task = config.env.completed(checkpoint.env_spec, checkpoint.objective)
     ppo = config.ppo.completed(checkpoint.objective)
     objective = Objective(ppo.gamma, task.reward_mode, task.terminate_on_success)
@@ -84,10 +90,21 @@ def main(config: Config) -> None:
         total_timesteps=config.online.total_timesteps,
         reconfiguration_freq=config.online.reconfiguration_freq,
         privileged=config.asymmetric_critic,
+        prepare=partial(holding, config),
         inspect=no_inspection if config.scratch else beside_the_pretrained,
     )
     settled = replace(config, ppo=ppo, env=config.env.settled(objective))
     train_online(settled, beginning, partial(fine_tuning, settled, ppo, beginning))
+
+
+def holding(config: Config, policy: Policy) -> Policy:
+    """The policy, whose early denoising steps stay as they are where the flags fine-tune the last ones alone."""
+    from reinflow.policies import holding_early_steps
+
+    if config.ft_denoising_steps is None:
+        return policy
+    steps = config.num_inference_steps or policy.spec.num_inference_steps
+    return holding_early_steps(policy, config.ft_denoising_steps, steps)
 
 
 def fine_tuning(config: Config, ppo: PPOConfig, beginning: Beginning, stage: Stage) -> OnPolicy:
@@ -122,4 +139,5 @@ def fine_tuning(config: Config, ppo: PPOConfig, beginning: Beginning, stage: Sta
 
 
 if __name__ == "__main__":
-    run_script(main, Config, presets=ONLINE_PRESETS, notice=beside_the_guide, loads="torch and the simulator")
+    recipes, loads = partial(flags_of, stage="ft"), "torch and the simulator"
+    run_script(main, Config, presets=ONLINE_PRESETS, recipes=recipes, notice=beside_the_guide, loads=loads)

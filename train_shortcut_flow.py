@@ -8,6 +8,7 @@ Writes `runs/shortcut_flow-<env_id>-seed<seed>/best_model.safetensors`, which St
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from reinflow.algos.config import BCConfig
 from reinflow.cli import Flat, run_script
@@ -15,6 +16,7 @@ from reinflow.data.config import DemoConfig
 from reinflow.envs import EnvConfig
 from reinflow.policies import PolicyConfig
 from reinflow.presets import CLONING_PRESETS
+from reinflow.recipes import flags_of
 from reinflow.run.config import RunConfig
 from reinflow.training.config import EvalConfig, OfflineConfig
 
@@ -56,4 +58,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Config, presets=CLONING_PRESETS, loads="torch, demonstrations and the simulator")
+    recipes, loads = partial(flags_of, stage="pre"), "torch, demonstrations and the simulator"
+    run_script(main, Config, presets=CLONING_PRESETS, recipes=recipes, loads=loads)

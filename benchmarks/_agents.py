@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from reinflow.agent import ReinFlowAgent
 from reinflow.algos.config import PPOConfig
 from reinflow.cli import USER_ERROR, fail
 from reinflow.policies import NETS, PolicySpec, build_policy
+from reinflow.policies.base import Policy
 from reinflow.runtime.config import AccelerationConfig
 
 STATE_DIM, ACTION_DIM = 42, 7
@@ -21,11 +24,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def make_agent(net: str, horizon: int, num_steps: int, ppo: PPOConfig | None = None) -> ReinFlowAgent:
-    """With the defaults of a network; a horizon of 16 executes 8 steps and sees 2 frames, as in the guide."""
+def make_policy(horizon: int, num_steps: int, **options: Any) -> Policy:
+    """With the defaults of what isn't given; a horizon of 16 executes 8 steps and sees 2 frames, as in the guide."""
     torch.manual_seed(0)
     spec = PolicySpec.of(
-        net=net,
+        **options,
         obs_horizon=2,
         act_horizon=horizon // 2,
         pred_horizon=horizon,
@@ -33,7 +36,12 @@ def make_agent(net: str, horizon: int, num_steps: int, ppo: PPOConfig | None = N
         action_dim=ACTION_DIM,
         num_inference_steps=num_steps,
     )
-    return ReinFlowAgent.from_policy(build_policy(spec).to(device()), ppo or PPOConfig())
+    return build_policy(spec).to(device())
+
+
+def make_agent(net: str, horizon: int, num_steps: int, ppo: PPOConfig | None = None) -> ReinFlowAgent:
+    """Around a policy with the defaults of that network."""
+    return ReinFlowAgent.from_policy(make_policy(horizon, num_steps, net=net), ppo or PPOConfig())
 
 
 def conditions(agent: ReinFlowAgent, rows: int) -> Tensor:
@@ -41,8 +49,9 @@ def conditions(agent: ReinFlowAgent, rows: int) -> Tensor:
     return torch.randn(rows, agent.policy.spec.cond_dim, generator=generator, device=agent.policy.device)
 
 
-def add_net_flag(flags: argparse.ArgumentParser) -> None:
-    flags.add_argument("--net", nargs="+", default=["unet", "mlp"], choices=list(NETS), help="networks")
+def add_net_flag(flags: argparse.ArgumentParser, more: Collection[str] = ()) -> None:
+    """`more` are names beside those of the networks."""
+    flags.add_argument("--net", nargs="+", default=["unet", "mlp"], choices=[*NETS, *more], help="networks")
 
 
 def add_graphs_flag(flags: argparse.ArgumentParser) -> None:

@@ -14,7 +14,8 @@ from nets.velocity import VelocityNet
 from reinflow.agent import ReinFlowAgent
 from reinflow.envs.wrappers import MOST_REWARD
 from reinflow.policies.chain import chain_log_prob
-from reinflow.types import BatchedEnv, ChunkStep, EpisodeStats, Obs, Stochastic
+from reinflow.policies.transition import Transition
+from reinflow.types import BatchedEnv, ChunkStep, EpisodeStats, Obs
 
 
 class LoopedChunks:
@@ -128,12 +129,12 @@ def looped_moments(agent: ReinFlowAgent, states: Tensor, cond: Tensor) -> tuple[
 def straightforward(agent: ReinFlowAgent) -> Iterator[None]:
     """`agent` samples in two passes and scores in a loop over k."""
 
-    def moments(actor: Stochastic, states: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        return looped_moments(agent, states, cond)
+    def steps(states: Tensor, cond: Tensor) -> Transition:
+        return Transition(*looped_moments(agent, states, cond))
 
     with (
         mock.patch.object(agent, "_denoise", lambda cond, x_0, noise: two_passes(agent, cond, x_0, noise)),
-        mock.patch("reinflow.algos.ppo.chain_moments", moments),
+        mock.patch.object(agent.actor, "steps", steps),
     ):
         yield
 

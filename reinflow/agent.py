@@ -85,9 +85,16 @@ class ReinFlowAgent(ActorCritic):
     def _compose(
         self, policy: Policy, ppo: PPOConfig, noise: NoiseConfig, noise_net: NoiseNetConfig, num_steps: int
     ) -> None:
+        if policy.spec.ft_denoising_steps is not None and num_steps != policy.spec.num_inference_steps:
+            raise UserError(
+                f"the checkpoint was fine-tuned with --ft_denoising_steps and {policy.spec.num_inference_steps} "
+                f"denoising steps and goes on so, not with --num_inference_steps {num_steps}: leave that out"
+            )
         actor = make_stochastic(policy, num_steps, noise_net)
+        if noise_net.likelihood == "exact" and (ppo.ratio_of == "step" or ppo.entropy_coef):
+            raise UserError("--likelihood exact has neither steps nor noise: leave --ratio_of and --entropy_coef out")
         super().__init__(policy, actor, noise, ppo.gamma, ppo.online_random_shift)
-        self.config = ppo
+        self.config = ppo if noise_net.likelihood == "chain" else replace(ppo, scored="all")
         self._adopt(policy.spec)
         self.update_noise_schedule(step=0)
 
@@ -98,7 +105,7 @@ class ReinFlowAgent(ActorCritic):
                 "--count_initial_noise counts the Gaussians of x_0, and --initial_noise_scale 0 leaves none: "
                 "raise the scale (--preset official takes 1) or leave the count out"
             )
-        self.policy.spec = replace(spec, num_inference_steps=self.actor.num_steps)
+        self.policy.spec = replace(spec, num_inference_steps=self.actor.all_steps)
         self.score_(self.config.scored, self.config.count_initial_noise)
 
     def load_from_aw_shortcut_flow(self, checkpoint_path: str | Path, device: torch.device | str = "cpu") -> None:
@@ -111,14 +118,16 @@ class ReinFlowAgent(ActorCritic):
 
         policy, checkpoint = load_policy(checkpoint_path, "cpu")
         spec = policy.spec
-        for name in ("family", "cond_dim", "chunk_shape", "act_horizon"):
+        for name in ("family", "cond_dim", "chunk_shape", "act_horizon", "ft_denoising_steps"):
             theirs, ours = getattr(spec, name), getattr(self.policy.spec, name)
             if theirs != ours:
                 raise UserError(
                     f"{checkpoint_path} has {name} {theirs}, this ReinFlowAgent {ours}: make the agent with the "
                     "checkpoint's dimensions, or with ReinFlowAgent.from_policy"
                 )
-        load_state_(self.policy.net, policy.net.state_dict(), f"the network of {checkpoint_path}")
+        for part in ("net", "held_net"):
+            if theirs := getattr(policy, part, None):
+                load_state_(getattr(self.policy, part), theirs.state_dict(), f"the network of {checkpoint_path}")
         known = checkpoint.objective
         ours = replace(known, gamma=self.config.gamma) if known else None
         if warning := self.load_critic(checkpoint, checkpoint_path, ours):

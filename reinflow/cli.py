@@ -57,6 +57,7 @@ def run_script(
     config_type: type[C],
     *,
     presets: Mapping[str, C | Mapping[str, Any]] | None = None,
+    recipes: Callable[[str], Mapping[str, Any]] | None = None,
     notice: Callable[[C], str | None] | None = None,
     loads: str | None = None,
     argv: Sequence[str] | None = None,
@@ -64,9 +65,9 @@ def run_script(
     """Parse `argv` (default: the process's own) and call `main`.
 
     `presets` maps a name to a whole config or to the flags that differ, `{"num_envs": 256}`; `--preset NAME` replaces
-    the defaults and `--resume DIR` takes those of that run; every other flag still overrides them. A config that comes
-    from neither may deserve a line to the user, which `notice` makes. `loads` is what takes seconds before `main` has
-    anything to say: it is printed at once.
+    the defaults, `--recipe NAME` sets what `recipes` gives for that name on top, and `--resume DIR` takes those of that
+    run; every other flag still overrides them. A config that comes from none of them may deserve a line to the user,
+    which `notice` makes. `loads` is what takes seconds before `main` has anything to say: it is printed at once.
     Exits 2 with `error: ...` on a mistake of the user, 130 on Ctrl-C, 143 on SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -74,8 +75,9 @@ def run_script(
         try:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, leave)
-            config = parse(config_type, arguments, presets=presets or {}, description=config_type.__doc__)
-            if notice and not any(split_option(name, arguments)[0] for name in ("preset", "resume")):
+            description = config_type.__doc__
+            config = parse(config_type, arguments, presets=presets or {}, recipes=recipes, description=description)
+            if notice and not any(split_option(name, arguments)[0] for name in ("preset", "recipe", "resume")):
                 line = notice(config)
                 announce(line and f"note: {line}")
             announce(loads and f"{str(config_type.__doc__).splitlines()[0].rstrip('.')}: loading {loads}")
@@ -149,6 +151,7 @@ def parse(
     arguments: Sequence[str],
     *,
     presets: Mapping[str, C | Mapping[str, Any]] | None = None,
+    recipes: Callable[[str], Mapping[str, Any]] | None = None,
     description: str | None = None,
 ) -> C:
     """The config that `arguments` describe; tyro prints the reason and exits 2 where they don't parse.
@@ -160,14 +163,19 @@ def parse(
     base = config_type()
     configs = {key: resolve_preset(base, preset) for key, preset in (presets or {}).items()}
     name, rest = split_option("preset", arguments) if configs else (None, list(arguments))
+    recipe, rest = split_option("recipe", rest) if recipes else (None, rest)
     resume = split_option("resume", arguments)[0] if "resume" in dict(flat_fields(base)) else None
     if configs:
         description = f"{description or ''}\n\n{describe_presets(base, configs)}"
-    if resume is not None and name is not None:
-        raise UserError("--resume takes the flags of the run it continues: leave --preset out")
+    if recipes:
+        description = f"{description or ''}\n\n--recipe NAME sets the flags of docs/recipes.md; others given win."
+    if resume is not None and (name is not None or recipe is not None):
+        raise UserError("--resume takes the flags of the run it continues: leave --preset and --recipe out")
     if name is not None and name not in configs:
         raise UserError(f"--preset {name} is unknown: choose one of {', '.join(configs)}")
     start = saved_config(base, Path(resume)) if resume is not None else configs[name] if name is not None else base
+    if recipes and recipe is not None:
+        start = with_flags(start, recipes(recipe))
     start = with_choices(start, rest)
     refuse_options_of_others(start, rest)
     shown = narrowed(start)

@@ -160,7 +160,7 @@ def widened(config: Any) -> Any:
 
 def check_unique_flags(config_type: type) -> None:
     """Raise ValueError where two nested configs define the same flag: one would hide the other."""
-    owners: dict[str, str] = {"preset": "run_script"}
+    owners: dict[str, str] = {"preset": "run_script", "recipe": "run_script"}
     for name, owner, _ in flag_owners(config_type):
         if name in owners:
             raise ValueError(f"--{name} is defined by both {owners[name]} and {owner}: rename one of the two fields")

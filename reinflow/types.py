@@ -223,6 +223,9 @@ class Stochastic(Protocol):
     """A chain of kernels with a density and a learned std: what a policy's `chain` gives. Asked for by PPO."""
 
     num_steps: int
+    """of the chain"""
+    all_steps: int
+    """in which the policy goes from noise to actions; those before the chain's are no part of it"""
 
     def set_noise_bounds_(self, min_std: float, max_std: float) -> None:
         """Bounds of the std in normalised action units, in place."""

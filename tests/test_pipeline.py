@@ -103,7 +103,7 @@ def test_stage_2_hands_over_its_trained_value_beside_the_pretrained_policy(passe
     run = passed / "runs" / "aw_shortcut_flow-PickCube-v1-seed0"
     best, last = load_checkpoint(run), latest_training(run)
     assert best.meta["step"] == 0
-    assert best.parts.keys() == {"critic", "q"}
+    assert best.parts.keys() == {"critic", "q", "raw"}
     for part, state in best.parts.items():
         for name, value in state.items():
             assert torch.equal(value, last.parts[part][name])

@@ -16,6 +16,7 @@ from nets.critic import PrivilegedValueNetwork, ValueNetwork
 from nets.vision import random_shift
 from reinflow.algos.advantages import return_scale
 from reinflow.algos.schedules import NoiseConfig
+from reinflow.errors import UserError
 from reinflow.policies.base import Policy
 from reinflow.policies.chain import denoise, draws, scored_dims
 from reinflow.runtime.acceleration import replayed
@@ -62,6 +63,11 @@ class ActorCritic(nn.Module):
     def choose_views_(self, freeze_visual_encoder: bool, privileged_dim: int | None) -> None:
         """What actor and critic see, and whether updates look at pictures again."""
         self.trains_encoder = self.policy.spec.image is not None and not freeze_visual_encoder
+        if self.trains_encoder and self.policy.spec.ft_denoising_steps is not None:
+            raise UserError(
+                "--ft_denoising_steps keeps the first steps as they are, which a moving image encoder would change: "
+                "pass --freeze_visual_encoder"
+            )
         self.policy.encoder.requires_grad_(self.trains_encoder)
         self.privileged = privileged_dim is not None
         if privileged_dim is not None:

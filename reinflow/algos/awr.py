@@ -68,8 +68,9 @@ class AdvantageWeightedRegression(BehaviorCloning):
         }
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
-        """V and the Qs that it was fitted to, in units of the env's own reward."""
-        return {"critic": self.critics.unscaled_value().state_dict(), "q": self.critics.unscaled_q().state_dict()}
+        """V and the Qs that it was fitted to, in units of the env's own reward, and the weights themselves."""
+        critics = {"critic": self.critics.unscaled_value().state_dict(), "q": self.critics.unscaled_q().state_dict()}
+        return critics | super().parts()
 
     @staticmethod
     def worries(values: dict[str, float]) -> list[str]:

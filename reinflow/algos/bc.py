@@ -20,6 +20,9 @@ from reinflow.policies.ema import EMA
 from reinflow.runtime import distributed
 from reinflow.types import Obs, Regressable
 
+RAW = "raw"
+"""the part of a checkpoint whose policy is an average that holds the weights themselves"""
+
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int | None) -> LRScheduler:
     """Linear rise over `warmup` iterations, then a cosine to 0 at `total`; without one the peak stays.
@@ -100,8 +103,8 @@ class BehaviorCloning:
         return self.ema.module
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
-        """Nothing beside the policy."""
-        return {}
+        """The weights themselves, beside their average."""
+        return {RAW: self.policy.state_dict()}
 
     @staticmethod
     def worries(values: dict[str, float]) -> list[str]:

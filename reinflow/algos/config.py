@@ -115,6 +115,13 @@ class PPOFlags:
     """the log-ratio of D scored Gaussians is divided by 1, sqrt(D) or D"""
     scored: Literal["feeds", "executed", "all"] = "feeds"
     """numbers in the log-probability: `feeds` all that reach the env, directly or through the network"""
+    ratio_of: Literal["chain", "step"] = "chain"
+    """what is compared and clipped: a whole chain, or each of its steps by itself as in DPPO"""
+    clip_ratio_base: float | None = None
+    """clip range of the first step, from which it grows to --clip_ratio at the last; None is the same for all. With
+    --ratio_of step"""
+    denoising_discount: float = 1.0
+    """factor of the advantage for every step that a step comes before the last. With --ratio_of step"""
     count_initial_noise: bool = False
     """count x_0's dimensions, whose density cancels, in the D of `logprob_reduction`"""
     normalize_advantages: bool = True
@@ -131,6 +138,18 @@ class PPOFlags:
     """env steps that train the critic alone, rounded up to whole iterations"""
     online_random_shift: int = 0
     """pixels by which the pictures of a decision may be moved before the policy sees them; 0 is off"""
+
+    def __post_init__(self) -> None:
+        if self.ratio_of == "chain" and (self.clip_ratio_base is not None or self.denoising_discount != 1):
+            raise UserError(
+                "--clip_ratio_base and --denoising_discount are for single steps: pass --ratio_of step, too"
+            )
+        if self.clip_ratio_base is not None and not 0 < self.clip_ratio_base <= self.clip_ratio:
+            raise UserError(
+                f"--clip_ratio_base {self.clip_ratio_base} must be above 0 and at most --clip_ratio {self.clip_ratio}"
+            )
+        if not 0 < self.denoising_discount <= 1:
+            raise UserError(f"--denoising_discount {self.denoising_discount} must be above 0 and at most 1")
 
     def completed(self, objective: Objective | None = None) -> PPOConfig:
         """With the discount of `objective` where none is set."""

@@ -6,7 +6,9 @@ joint nats, and the critic has an optimiser of its own, so that warm-up leaves t
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -20,33 +22,91 @@ from reinflow.algos.advantages import explained_variance, mean_over, normalized
 from reinflow.algos.config import PPOConfig
 from reinflow.algos.guard import StepGuard
 from reinflow.algos.rollout import RolloutBuffer, Rows
-from reinflow.policies.chain import chain_entropy, chain_log_prob, chain_moments, joint_kl
+from reinflow.policies.chain import chain_entropy, joint_kl
+from reinflow.policies.transition import Transition
 from reinflow.runtime import distributed, interrupts
 from reinflow.runtime.acceleration import replayed
 from reinflow.runtime.config import AccelerationConfig
 from reinflow.runtime.trees import mapped
 
 ALPHA = {"sum": 0.0, "sqrt": 0.5, "mean": 1.0}
+CLIP_GROWTH = 3.0
+"""exponent with which clip ranges grow from step to step, DPPO's"""
 MAX_LOG_RATIO = 20.0
 """guard against overflow of exp alone; far outside of any clip range"""
 
 
 def scaled_log_ratio(
-    log_prob: Float[Tensor, "b"], old_log_prob: Float[Tensor, "b"], num_scored: int, reduction: str
-) -> Float[Tensor, "b"]:
+    log_prob: Float[Tensor, "b *k"], old_log_prob: Float[Tensor, "b *k"], num_scored: int | Tensor, reduction: str
+) -> Float[Tensor, "b *k"]:
     """(log pi_new - log pi_old) / D**alpha."""
     return (log_prob - old_log_prob) / num_scored ** ALPHA[reduction]
 
 
 def clipped_surrogate(
-    ratio: Float[Tensor, "b"],
-    advantages: Float[Tensor, "b"],
-    clip_ratio: float,
+    ratio: Float[Tensor, "b *k"],
+    advantages: Float[Tensor, "b *k"],
+    clip_ratio: float | Float[Tensor, "k"],
     valid: Float[Tensor, "b"] | None = None,
 ) -> Float[Tensor, ""]:
-    """PPO's pessimistic objective, as a loss (eq. 7), over the rows where `valid` is 1."""
-    clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
-    return -mean_over(torch.min(ratio * advantages, clipped * advantages), valid)
+    """PPO's pessimistic objective, as a loss (eq. 7), over the rows where `valid` is 1 and the steps that they have."""
+    bounds: Any = (1 - clip_ratio, 1 + clip_ratio)  # numbers, or one of each per step
+    clipped = ratio.clamp(*bounds)
+    return -mean_over(of_rows(torch.min(ratio * advantages, clipped * advantages)), valid)
+
+
+def of_rows(values: Float[Tensor, "b *k"]) -> Float[Tensor, "b"]:
+    """The mean over steps, where there are any."""
+    return values if values.dim() == 1 else values.mean(1)
+
+
+@dataclass
+class Compared:
+    """How much more likely the policy makes what was done than the one that did it, by row or by row and step."""
+
+    ratio: Float[Tensor, "b *k"]
+    advantages: Float[Tensor, "b *k"]
+    clip_ratio: float | Float[Tensor, "k"]
+    difference: Float[Tensor, "b"]
+    """of the chains' log-probabilities"""
+
+
+def compared_chains(agent: ActorCritic, config: PPOConfig, law: Transition, rows: Rows) -> Compared:
+    """Whole chains."""
+    log_prob, old_log_prob = law.log_prob(rows["actions"][:, 1:], agent.scored), rows["log_probs"]
+    log_ratio = scaled_log_ratio(log_prob, old_log_prob, agent.num_scored, config.logprob_reduction)
+    ratio = log_ratio.clamp_max(MAX_LOG_RATIO).exp()
+    return Compared(ratio, rows["advantages"], config.clip_ratio, log_prob - old_log_prob)
+
+
+def compared_steps(agent: ActorCritic, config: PPOConfig, law: Transition, rows: Rows) -> Compared:
+    """Every step by itself (DPPO, eq. 5.1), D being that of a step. ValueError without the old `means` and `stds`."""
+    if "means" not in rows or "stds" not in rows:
+        raise ValueError("ratios of single steps need the means and stds of the policy that acted")
+    drawn, old = rows["actions"][:, 1:], Transition.of(rows["means"], rows["stds"])
+    new, before = law.step_log_probs(drawn, agent.scored), old.step_log_probs(drawn, agent.scored)
+    log_ratio = scaled_log_ratio(new, before, agent.scored.sum((1, 2)).clamp_min(1), config.logprob_reduction)
+    discounts, clip_ratios = step_weights(config, log_ratio.shape[1], log_ratio.device)
+    return Compared(
+        log_ratio.clamp_max(MAX_LOG_RATIO).exp(),
+        rows["advantages"][:, None] * discounts,
+        clip_ratios,
+        (new - before).sum(1),
+    )
+
+
+def step_weights(
+    config: PPOConfig, num_steps: int, device: torch.device
+) -> tuple[Float[Tensor, "k"], Float[Tensor, "k"]]:
+    """Factors of the advantage and clip ranges; with s = k / (K - 1), which is 1 where there is one step,
+
+    clip = base + (clip_ratio - base) (e^(3 s) - 1) / (e^3 - 1)
+    """
+    k = torch.arange(num_steps, device=device)
+    s = k / (num_steps - 1) if num_steps > 1 else torch.ones_like(k)
+    base = config.clip_ratio if config.clip_ratio_base is None else config.clip_ratio_base
+    clip_ratios = base + (config.clip_ratio - base) * torch.expm1(CLIP_GROWTH * s) / math.expm1(CLIP_GROWTH)
+    return config.denoising_discount ** (num_steps - 1 - k), clip_ratios
 
 
 def value_loss(
@@ -69,29 +129,28 @@ def ppo_loss(agent: ActorCritic, config: PPOConfig, cond: Float[Tensor, "b z"], 
 
     `approx_kl` is in joint nats; without the old `means` and `stds` it is estimated from the log-ratios.
     """
-    actions, old_log_prob, valid = rows["actions"], rows["log_probs"], rows.get("valid")
-    means, stds = chain_moments(agent.actor, actions, cond)
-    log_prob = chain_log_prob(actions, means, stds, agent.scored)
-    log_ratio = scaled_log_ratio(log_prob, old_log_prob, agent.num_scored, config.logprob_reduction)
-    ratio = log_ratio.clamp_max(MAX_LOG_RATIO).exp()
-    policy_loss = clipped_surrogate(ratio, rows["advantages"], config.clip_ratio, valid)
+    valid, law = rows.get("valid"), agent.actor.steps(rows["actions"][:, :-1], cond)
+    found = (compared_chains if config.ratio_of == "chain" else compared_steps)(agent, config, law, rows)
+    policy_loss = clipped_surrogate(found.ratio, found.advantages, found.clip_ratio, valid)
     critic_loss = value_loss(agent, rows.get("critic_obs", cond), rows["returns"], valid)
-    entropy = mean_over(chain_entropy(stds, agent.scored), valid)
+    entropy = mean_over(chain_entropy(law.stds, agent.scored), valid)
     loss = policy_loss + weighted_value_loss(agent, critic_loss, config.value_coef) - config.entropy_coef * entropy
     with torch.no_grad():
-        if "means" in rows and "stds" in rows:
-            kl = joint_kl(rows["means"], rows["stds"], means, stds, agent.scored)
+        if law.comparable and "means" in rows and "stds" in rows:
+            kl = joint_kl(rows["means"], rows["stds"], law.centres, law.stds, agent.scored)
         else:
-            difference = log_prob - old_log_prob
-            kl = difference.exp() - 1 - difference
-        deviation = (ratio - 1).abs() if valid is None else (ratio - 1).abs() * valid
+            kl = found.difference.exp() - 1 - found.difference
+        deviation = (found.ratio - 1).abs()
+        clipped = of_rows((deviation > found.clip_ratio).float())
+        if valid is not None:
+            deviation = deviation * valid.view(-1, *(1,) * (deviation.dim() - 1))
     return {
         "loss": loss,
         "policy_loss": policy_loss,
         "value_loss": critic_loss,
         "entropy_loss": -entropy,
         "approx_kl": mean_over(kl, valid),
-        "clip_fraction": mean_over((deviation > config.clip_ratio).float(), valid),
+        "clip_fraction": mean_over(clipped, valid),
         "ratio_deviation": deviation.max(),
     }
 

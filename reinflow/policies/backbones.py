@@ -65,4 +65,6 @@ def cond_layout(spec: PolicySpec, picture_tokens: int) -> CondLayout:
                 f"the tokens that --net {spec.net} reads it as"
             )
         parts.append(Part(picture_tokens, spec.visual_feature_dim // picture_tokens))
-    return CondLayout(spec.obs_horizon, tuple(parts))
+    if spec.image is None:
+        return CondLayout(spec.obs_horizon, tuple(parts))
+    return CondLayout(spec.picture_frames, tuple(parts), older=spec.obs_horizon - spec.picture_frames)

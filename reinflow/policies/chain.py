@@ -69,7 +69,7 @@ def denoise(
     for k, eps in enumerate(noise):
         steps.append(kernel(k, states[-1]))
         states.append(steps[-1].draw(states[-1], eps))
-    drawn, law = torch.stack(states, 1), Transition.stacked(steps)
+    drawn, law = torch.stack(states, 1), type(steps[0]).stacked(steps)
     return Chain(drawn, law.centres, law.stds, log_prob=law.log_prob(drawn[:, 1:], scored))
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from reinflow.errors import UserError
 from reinflow.policies.base import Policy
-from reinflow.policies.flow import FlowPolicy
+from reinflow.policies.flow import FlowPolicy, constant
 from reinflow.policies.noisy import NoisyFlow
 from reinflow.policies.options import ConsistencyConfig
 from reinflow.policies.parts import NETS, NoiseNetConfig
@@ -33,6 +33,8 @@ from reinflow.policies.times import interpolate, time_grid
 
 class Consistency(FlowPolicy):
     """Regressable and Samplable in any number of steps; `initial_noise_scale` scales all noise that it acts from."""
+
+    integrable = False
 
     def __init__(self, spec: PolicySpec, net: nn.Module):
         super().__init__(spec, net)
@@ -89,9 +91,12 @@ class Consistency(FlowPolicy):
         velocity = self.velocity_at(times, 1 - times, cond)
         return lambda k, x: (k + 1) / num_steps * ended(x, velocity(k, x), times[k : k + 1])
 
-    def all_step_means(self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]) -> Float[Tensor, "b k h a"]:
-        """t_{k+1} f(x_k, t_k) of every state of given chains, in one forward of b*k rows."""
-        times, d = time_grid(x.shape[1], x.device)
+    def all_step_means(
+        self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"], num_steps: int
+    ) -> Float[Tensor, "b k h a"]:
+        """t_{k+1} f(x_k, t_k) of the last k states of given chains, in one forward of b*k rows."""
+        times, d = time_grid(num_steps, x.device)
+        times = times[-x.shape[1] :]
         ends = ended(x, self.avg_velocity_grid(x, times, 1 - times, cond), times)
         return (times + d)[:, None, None] * ends
 
@@ -119,22 +124,16 @@ class NoisyConsistency(NoisyFlow):
 
     policy: Consistency
 
+    def own_stds(self) -> list[float]:
+        """Of the noise put back, which is new noise of x_0's scale."""
+        return [self.policy.spec.initial_noise_scale * share for share in self.policy.noise_back(self.all_steps)]
+
     def stds(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b k h a"]:
         """Of the learned noise and the noise put back together: sqrt(learned^2 + back^2), of every step."""
-        scale = self.policy.spec.initial_noise_scale
-        back = scale * torch.tensor(self.policy.noise_back(self.num_steps), device=cond.device)
+        back = torch.tensor(self.own_stds()[self.held :], device=cond.device)
         return torch.hypot(super().stds(cond), back[:, None, None])
 
 
 def ended(x: Float[Tensor, "b *k h a"], u: Float[Tensor, "b *k h a"], t: Float[Tensor, "n"]) -> Tensor:
     """x + (1 - t) u, by t of the last dimension before (h a)."""
     return x + (1 - t)[:, None, None] * u
-
-
-def constant(net: nn.Module) -> nn.Module:
-    """`net` with buffers in place of parameters, which no optimiser moves and no average follows."""
-    for module in net.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            delattr(module, name)
-            module.register_buffer(name, parameter.detach())
-    return net

@@ -6,8 +6,14 @@ Sampling is DDIM's (Song et al., arXiv:2010.02502) in any number of steps: from 
 
     x_1 = clip((x - sigma_i eps) / alpha_i),   x' = alpha_j x_1 + sigma_j (x - alpha_i x_1) / sigma_i
 
-Differs: no posterior noise (DDIM's eta is 0); exploration has the learned noise of the flows instead, and all steps are
-fine-tuned. The network is shown i as the time 1 - (i + 1) / T, which runs from noise to data here.
+A chain for PPO adds noise to each step, of std max(eta s, learned) with the posterior's s, which is DDPM's where eta is
+1 and all levels are steps; the mean keeps its noise level: sqrt(sigma_j^2 - (eta s)^2) in place of sigma_j.
+
+    s = sigma_j / sigma_i sqrt(1 - alpha_i^2 / alpha_j^2)
+
+Differs: DPPO's floor of the std is a constant, here it is the learned noise of the flows between its bounds; without
+exploring, actions are a function of x_0 (eta is 0 then). The network is shown i as the time 1 - (i + 1) / T, which runs
+from noise to data here.
 """
 
 from __future__ import annotations
@@ -22,7 +28,9 @@ from torch import Tensor, nn
 
 from nets.velocity import VelocityNet
 from reinflow.policies.flow import FlowPolicy
+from reinflow.policies.noisy import NoisyFlow
 from reinflow.policies.options import DDPMConfig
+from reinflow.policies.parts import NoiseNetConfig
 from reinflow.policies.spec import PolicySpec
 
 MAX_BETA = 0.999
@@ -70,26 +78,58 @@ class DDPM(FlowPolicy):
         return (left * self.config.diffusion_steps).round().long().clamp_min(1) - 1
 
     def step_means(
-        self, cond: Float[Tensor, "b z"], num_steps: int
+        self, cond: Float[Tensor, "b z"], num_steps: int, eta: float = 0.0
     ) -> Callable[[int, Float[Tensor, "b h a"]], Float[Tensor, "b h a"]]:
-        """(k, x_k) -> x_{k+1} by DDIM's rule."""
+        """(k, x_k) -> x_{k+1} by DDIM's rule, or its mean where noise comes to it."""
         index = self.indices(num_steps, cond.device)
         noise = self.velocity_at(self.times(index), torch.zeros(num_steps, device=cond.device), cond)
-        factors = torch.stack(self.factors(index)).unbind(1)
+        factors = torch.stack(self.factors(index, eta)).unbind(1)
         return lambda k, x: self.stepped(x, noise(k, x), *factors[k])
 
-    def all_step_means(self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]) -> Float[Tensor, "b k h a"]:
-        """x_{k+1} by DDIM's rule of every state of given chains, in one forward of b*k rows."""
-        index = self.indices(x.shape[1], x.device)
-        times = self.times(index)
+    def all_step_means(
+        self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"], num_steps: int, eta: float = 0.0
+    ) -> Float[Tensor, "b k h a"]:
+        """`step_means` at the last k states of given chains, in one forward of b*k rows."""
+        index, last = self.indices(num_steps, x.device), slice(-x.shape[1], None)
+        times = self.times(index[last])
         noise = cast(VelocityNet, self.net).grid(x, times, torch.zeros_like(times), cond)
-        return self.stepped(x, noise, *self.factors(index))
+        return self.stepped(x, noise, *(factor[last] for factor in self.factors(index, eta)))
 
-    def factors(self, index: Int[Tensor, "k"]) -> tuple[Float[Tensor, "k 1 1"], ...]:
+    def velocity_now(
+        self, x: Float[Tensor, "b h a"], t: Float[Tensor, "b"], cond: Float[Tensor, "b z"]
+    ) -> Float[Tensor, "b h a"]:
+        """dx/dt of the probability flow: with the angle a whose cosine is alpha, linear in t between two levels,
+
+        x' = a' (cos a eps - sin a x_1). DDIM's step, that keeps eps where x_1 is clipped, is exact on it.
+        """
+        angles = torch.cat((self.alpha.flip(0).acos(), self.alpha.new_zeros(1)))
+        place = t * self.config.diffusion_steps
+        level = place.long().clamp(0, self.config.diffusion_steps - 1)
+        turn = angles[level + 1] - angles[level]
+        angle = (angles[level] + (place - level) * turn)[:, None, None]
+        noise = self.net(x, t, torch.zeros_like(t), cond)
+        limit = self.config.denoised_clip
+        action = ((x - angle.sin() * noise) / angle.cos()).clamp(-limit, limit)
+        speed = (turn * self.config.diffusion_steps)[:, None, None]
+        return speed * (angle.cos() * noise - angle.sin() * action)
+
+    def factors(self, index: Int[Tensor, "k"], eta: float = 0.0) -> tuple[Float[Tensor, "k 1 1"], ...]:
         """Shares of action and noise before and after every step; nothing is left of the noise after the last."""
         alpha, sigma = self.levels(index)
         after = torch.cat((alpha[1:], torch.ones_like(alpha[:1]))), torch.cat((sigma[1:], torch.zeros_like(sigma[:1])))
+        if eta:
+            added = eta * self.posterior_stds(index)[:, None, None]
+            after = after[0], (after[1].square() - added.square()).clamp_min(0).sqrt()
         return alpha, sigma, *after
+
+    def posterior_stds(self, index: Int[Tensor, "k"]) -> Float[Tensor, "k"]:
+        """s of every step (DDIM's eq. 16 at eta = 1); 0 in the last, which ends at the action."""
+        alpha, sigma, next_alpha, next_sigma = (factor[:, 0, 0] for factor in self.factors(index))
+        return next_sigma / sigma * (1 - (alpha / next_alpha).square()).clamp_min(0).sqrt()
+
+    def chain(self, num_steps: int, config: NoiseNetConfig) -> NoisyDDPM:
+        """Its own steps, with the share `eta` of the posterior's noise and with learned noise as its floor."""
+        return NoisyDDPM(self, num_steps, config)
 
     def stepped(
         self,
@@ -104,6 +144,37 @@ class DDPM(FlowPolicy):
         limit = self.config.denoised_clip
         action = ((x - sigma * noise) / alpha).clamp(-limit, limit)
         return next_alpha * action + next_sigma * (x - alpha * action) / sigma
+
+
+class NoisyDDPM(NoisyFlow):
+    """Stochastic: the noise of a diffusion chain, and no less than the learned noise."""
+
+    policy: DDPM
+
+    def __init__(self, policy: DDPM, num_steps: int, config: NoiseNetConfig):
+        super().__init__(policy, num_steps, config)
+        self.eta = config.eta
+
+    def own_stds(self) -> list[float]:
+        """Of the posterior, times eta."""
+        index = self.policy.indices(self.all_steps, self.policy.device)
+        return (self.eta * self.policy.posterior_stds(index)).tolist()
+
+    def step_means(self, cond: Float[Tensor, "b z"]) -> Callable[[int, Float[Tensor, "b h a"]], Float[Tensor, "b h a"]]:
+        """(k, x_k) -> the mean of x_{k+1}, which leaves room for the noise."""
+        return self.policy.step_means(cond, self.all_steps, self.eta)
+
+    def all_step_means(self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]) -> Float[Tensor, "b k h a"]:
+        """The same of the steps that are not held, in one forward."""
+        return self.policy.all_step_means(x, cond, self.all_steps, self.eta)
+
+    def stds(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b k h a"]:
+        """The larger of the posterior's and the learned, of every step that is not held."""
+        learned = super().stds(cond)
+        if not self.eta:
+            return learned
+        index = self.policy.indices(self.all_steps, cond.device)[-self.num_steps :]
+        return torch.maximum(learned, self.eta * self.policy.posterior_stds(index)[:, None, None])
 
 
 def cosine_alphas(num_steps: int) -> Float[Tensor, "t"]:

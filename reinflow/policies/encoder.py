@@ -15,12 +15,16 @@ from reinflow.types import ImageSpec, Obs
 
 
 class ObsEncoder(nn.Module):
-    """State and picture features of every frame, oldest first, in one row: (b o ...) -> (b o*(s+f))."""
+    """State and picture features of every frame, oldest first, in one row: (b o ...) -> (b o*(s+f)).
+
+    Frames that are older than the pictures' own history are states alone.
+    """
 
     def __init__(self, spec: PolicySpec):
         super().__init__()
         self.image = spec.image
         self.max_depth = spec.max_depth
+        self.states_alone = spec.obs_horizon - spec.picture_frames
         self.state_normalizer = MeanStdNormalizer(spec.state_dim)
         self.visual: nn.Module | None = None
         if spec.image is not None:
@@ -40,10 +44,13 @@ class ObsEncoder(nn.Module):
         if self.visual is None:
             return state.flatten(1)
         features = self.visual(self.picture_normalizer.normalize(self._pixels(obs)))
-        return torch.cat((state, features.unflatten(0, state.shape[:2])), dim=-1).flatten(1)
+        alone, seen = state[:, : self.states_alone], state[:, self.states_alone :]
+        both = torch.cat((seen, features.unflatten(0, seen.shape[:2])), dim=-1)
+        return torch.cat((alone.flatten(1), both.flatten(1)), dim=1) if self.states_alone else both.flatten(1)
 
     def _pixels(self, obs: Obs) -> Float[Tensor, "bo c y x"]:
-        return pixels(obs.get("rgb"), obs.get("depth"), self.max_depth).flatten(0, 1)
+        rgb, depth = (obs[name][:, self.states_alone :] if name in obs else None for name in ("rgb", "depth"))
+        return pixels(rgb, depth, self.max_depth).flatten(0, 1)
 
 
 def visual_encoder(spec: PolicySpec, image: ImageSpec, channels: int) -> nn.Module:

@@ -23,7 +23,7 @@ from reinflow.types import Kernel
 class Gaussian(Policy):
     """Regressable, Samplable and natively Stochastic."""
 
-    num_steps = 1
+    num_steps = all_steps = 1
 
     def __init__(self, spec: PolicySpec, net: nn.Module):
         super().__init__(spec, net)

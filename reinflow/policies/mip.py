@@ -3,7 +3,8 @@
     a_0 = f(0, 0),    a_1 = f(t* a_0, t*),    f(0, 0) and f(t* a + (1 - t*) z, t*) regressed on a,  z ~ N(0, I)
 
 It is a control for the flows: noise while it trains and steps when it acts, but no distribution that it fits.
-Differs: any number of steps, all but the first from t*.
+Differs: any number of steps, all but the first from t*; and both regressions count alike, where the authors' code
+divides the first's error by t*^2 and the second's by (1 - t*)^2, so that it counts 81 times as much.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from reinflow.policies.spec import PolicySpec
 
 class MIP(FlowPolicy):
     """Regressable and Samplable; a function of what it sees, so `initial_noise_scale` means nothing to it."""
+
+    integrable = False
 
     def __init__(self, spec: PolicySpec, net: nn.Module):
         super().__init__(spec, net)
@@ -55,7 +58,9 @@ class MIP(FlowPolicy):
         shares = self.shares(num_steps)
         return lambda k, x: shares[k] * action(k, x if k else torch.zeros_like(x))
 
-    def all_step_means(self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"]) -> Float[Tensor, "b k h a"]:
+    def all_step_means(
+        self, x: Float[Tensor, "b k h a"], cond: Float[Tensor, "b z"], num_steps: int
+    ) -> Float[Tensor, "b k h a"]:
         """`step_means` at all states of given chains, in one forward of b*k rows; the first reads zeros for x_0."""
         times = self.times(x.shape[1], x.device)
         shares = torch.tensor(self.shares(x.shape[1]), device=x.device)

@@ -20,6 +20,15 @@ class FlowConfig(FamilyConfig):
     """Options of a flow."""
 
     noise_scale: ClassVar[float] = 0.0
+    denoises: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class ReFlowConfig(FlowConfig):
+    """Training of a rectified flow."""
+
+    t_sampling: TimeSampling = "uniform"
+    """distribution of t"""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reinflow.policies.flow import FlowPolicy
-from reinflow.policies.times import interpolate
+from reinflow.policies.options import ReFlowConfig
+from reinflow.policies.spec import PolicySpec
+from reinflow.policies.times import interpolate, sampled_times
 
 
 class ReFlow(FlowPolicy):
     """Regressable and Samplable; needs several steps where the data has several modes."""
+
+    def __init__(self, spec: PolicySpec, net: nn.Module):
+        super().__init__(spec, net)
+        self.config: ReFlowConfig = spec.family_options
 
     def step_label(self, d: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
         """0 for any step size: the network knows the velocity at one instant only."""
@@ -22,6 +28,6 @@ class ReFlow(FlowPolicy):
     ) -> Float[Tensor, "b"]:
         """Flow-matching error per row."""
         x_0 = torch.randn_like(chunk)
-        t = torch.rand(len(chunk), device=chunk.device)
+        t = sampled_times(self.config.t_sampling, (len(chunk),), chunk.device)
         v = self.avg_velocity(interpolate(x_0, chunk, t), t, t, cond)
         return (v - (chunk - x_0)).square().mean((1, 2))

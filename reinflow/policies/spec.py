@@ -21,6 +21,8 @@ ADDED_LATER = {
     "initial_noise_scale": 1.0,
     "preact_activation": "mish",
     "preact_max_frequency": 1000.0,
+    "ft_denoising_steps": None,
+    "img_obs_horizon": None,
 }
 """fields that a checkpoint may lack because it is older than they are, and what it meant without them"""
 
@@ -41,6 +43,8 @@ class PolicyConfig(Choosing):
     `preact` the MLP of DPPO and DMPO; `transformer` and `dit` attend to the observations as tokens"""
     obs_horizon: int = 2
     """observations the policy sees"""
+    img_obs_horizon: int | None = None
+    """newest of them whose pictures it sees, too; None is all"""
     act_horizon: int = 8
     """env steps executed of each predicted chunk"""
     pred_horizon: int = 16
@@ -93,6 +97,9 @@ class PolicySpec(PolicyConfig):
     """numbers in one action"""
     num_inference_steps: int = 8
     """denoising steps K used unless a caller asks for others"""
+    ft_denoising_steps: int | None = None
+    """the last so many of the K steps are the network's that was fine-tuned, those before them an earlier copy's that
+    was not (DPPO, arXiv:2409.00588); None has one network"""
     image: ImageSpec | None = None
     """the pictures that it sees beside the state"""
 
@@ -105,13 +112,39 @@ class PolicySpec(PolicyConfig):
             raise UserError(
                 f"--pred_horizon {self.pred_horizon} must be at least obs_horizon - 1 + act_horizon = {needed}"
             )
+        if not 1 <= self.picture_frames <= self.obs_horizon:
+            raise UserError(
+                f"--img_obs_horizon {self.img_obs_horizon} must be from 1 to --obs_horizon {self.obs_horizon}"
+            )
         if self.max_depth <= 0 or self.visual_feature_dim < 1:
             raise UserError("--max_depth and --visual_feature_dim must be positive")
         if not 0 <= self.initial_noise_scale <= 1:
             raise UserError(f"--initial_noise_scale {self.initial_noise_scale} must be from 0 to 1")
+        if self.ft_denoising_steps is not None:
+            self.check_ft_denoising_steps(self.ft_denoising_steps)
         for part in (self.family_options, self.net_options, self.visual_encoder_options):
             if isinstance(part, PartConfig):
                 part.check(self)
+
+    def check_ft_denoising_steps(self, steps: int) -> None:
+        """UserError for more steps than there are, and for a family that has none."""
+        if not self.family_options.denoises:
+            raise UserError(
+                f"--ft_denoising_steps is for what goes from noise to actions, and --family {self.family} does not: "
+                "leave it out"
+            )
+        if not 1 <= steps <= self.num_inference_steps:
+            raise UserError(
+                f"--ft_denoising_steps {steps} must be from 1 to the number of denoising steps, which is "
+                f"{self.num_inference_steps} (--num_inference_steps)"
+            )
+
+    def held_steps(self, num_steps: int) -> int:
+        """How many of so many steps are the earlier copy's: those that start before the first fine-tuned time."""
+        if self.ft_denoising_steps is None:
+            return 0
+        held, all_steps = self.num_inference_steps - self.ft_denoising_steps, self.num_inference_steps
+        return -(-held * num_steps // all_steps)
 
     def starting_with(self, initial_noise_scale: float | None) -> PolicySpec:
         """This spec with another scale of x_0; None keeps its own."""
@@ -130,7 +163,13 @@ class PolicySpec(PolicyConfig):
     @property
     def cond_dim(self) -> int:
         """Numbers in a condition: state and picture features of every observation of a history."""
-        return self.obs_horizon * (self.state_dim + (self.visual_feature_dim if self.image else 0))
+        pictures = self.picture_frames * self.visual_feature_dim if self.image else 0
+        return self.obs_horizon * self.state_dim + pictures
+
+    @property
+    def picture_frames(self) -> int:
+        """Observations of a history whose pictures it sees, where it sees any."""
+        return self.obs_horizon if self.img_obs_horizon is None else self.img_obs_horizon
 
     @property
     def observed(self) -> tuple[str, ...]:

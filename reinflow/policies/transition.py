@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,6 +28,9 @@ class Transition:
     """of every mode; may be broadcast along h"""
     log_weights: Float[Tensor, "b *k m"] | None = None
     """of the modes, normalised; None is a single one"""
+
+    comparable: ClassVar[bool] = True
+    """whether `kl` has a closed form"""
 
     @classmethod
     def stacked(cls, steps: Sequence[Transition]) -> Transition:
@@ -62,9 +66,14 @@ class Transition:
         """Of the next states x, summed over steps."""
         if self.log_weights is None:
             return scored_sum(log_normal(x, self.means, self.stds), scored)
+        return self.step_log_probs(x, scored).sum(1)
+
+    def step_log_probs(self, x: Float[Tensor, "b k h a"], scored: Bool[Tensor, "k h a"]) -> Float[Tensor, "b k"]:
+        """`log_prob` of every step by itself."""
+        if self.log_weights is None:
+            return (log_normal(x, self.means, self.stds) * scored).sum((2, 3))
         density = log_normal(x.unsqueeze(2), self.means, self.stds.unsqueeze(2))
-        modes = (density * scored.unsqueeze(1)).sum((-1, -2)) + self.log_weights
-        return modes.logsumexp(-1).sum(1)
+        return ((density * scored.unsqueeze(1)).sum((-1, -2)) + self.log_weights).logsumexp(-1)
 
     def kl(self, new: Transition, scored: Bool[Tensor, "k h a"]) -> Float[Tensor, "b"]:
         """KL(this || new) in nats, in closed form; of a mixture together with its mode, which is never less."""

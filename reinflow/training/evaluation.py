@@ -42,6 +42,8 @@ class Evaluation:
     length: Int[Tensor, "m"]
     best_of: int
     """chunks that were drawn per decision"""
+    best_reward: Float[Tensor, "m"]
+    """highest mean reward per env step of any decision of the episode"""
     calls_per_episode: float
     """policy calls of one env until its episode ended, mean"""
     calls_per_second: float
@@ -56,12 +58,13 @@ class Evaluation:
             "eval/return": self.return_.mean().item(),
             "eval/return_error": mean_error(self.return_).item(),
             "eval/episode_len": self.length.float().mean().item(),
+            "eval/best_reward": self.best_reward.mean().item(),
         }
 
     def episodes(self) -> list[dict[str, Any]]:
         """One row per episode, so that two policies can be compared pair by pair."""
         names = {"seed": self.seed, "success_once": self.success_once, "success_at_end": self.success_at_end}
-        columns = names | {"return": self.return_, "length": self.length}
+        columns = names | {"return": self.return_, "length": self.length, "best_reward": self.best_reward}
         lists = (column.tolist() for column in columns.values())
         return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
 
@@ -135,25 +138,29 @@ def evaluate(
         return_=result[:, 2],
         length=result[:, 3].long(),
         best_of=policy.extra.get("best_of", 1),
+        best_reward=result[:, 5],
         calls_per_episode=result[:, 4].mean().item(),
         calls_per_second=actor.calls / max(actor.seconds, 1e-9),
         seconds=time.perf_counter() - started,
     )
 
 
-def play(actor: Actor, env: ChunkEnv, seeds: list[int], wanted: int) -> Float[Tensor, "w 5"]:
+def play(actor: Actor, env: ChunkEnv, seeds: list[int], wanted: int) -> Float[Tensor, "w 6"]:
     """One episode of every env, the first `wanted` of which count.
 
-    Columns: success once, success at the end, return, length, decisions.
+    Columns: success once, success at the end, return, length, decisions, best reward.
     """
     obs = env.reset(seed=seeds)
     actor.begin(seeds)
     pending = torch.arange(env.num_envs, device=env.device) < wanted
-    result = torch.zeros(env.num_envs, 5, device=env.device)
+    result = torch.zeros(env.num_envs, 6, device=env.device)
+    result[:, 5] = -torch.inf
     while pending.any():
         interrupts.check()
         step = env.step_chunk(actor.act(obs, pending))
         result[:, 4] += pending
+        best = torch.maximum(result[:, 5], step.reward / step.executed)
+        result[:, 5] = torch.where(pending & ~step.broken, best, result[:, 5])
         stats = step.episode
         columns = (stats.success_once, stats.success_at_end, stats.return_, stats.length)
         # an episode that broke counts as it stood: a policy that breaks its env shall not gain by a new start
@@ -162,6 +169,7 @@ def play(actor: Actor, env: ChunkEnv, seeds: list[int], wanted: int) -> Float[Te
         result[:, :4] = torch.where(first_end[:, None], torch.stack([c.float() for c in columns], dim=1), result[:, :4])
         pending &= ~over
         obs = step.obs
+    result[:, 5].nan_to_num_(neginf=0.0)  # no decision had an outcome
     return result[:wanted]
 
 
@@ -217,7 +225,8 @@ def noise_generator(seed: int) -> torch.Generator:
 def noises(seed: int, shape: tuple[int, ...]) -> Iterator[Float[Tensor, "..."]]:
     """Standard normal x_0 of one decision of an episode after the other, without end.
 
-    They are drawn as many at a time as `shape` = (decisions of a whole episode, *that of one) says, which decides the numbers.
+    They are drawn as many at a time as `shape` says, (decisions of a whole episode, *that of one), which decides
+    the numbers.
     """
     generator = noise_generator(seed)
     while True:

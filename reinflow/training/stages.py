@@ -178,6 +178,11 @@ def policy_of(
     return policy
 
 
+def unchanged(policy: Policy) -> Policy:
+    """The policy itself."""
+    return policy
+
+
 @dataclass(frozen=True)
 class Beginning:
     """What an online run starts from, and what of its flags every loop needs."""
@@ -198,7 +203,9 @@ class Beginning:
     """episodes after which all envs get other geometry"""
     privileged: bool = False
     """whether observations hold the full state, too"""
-    inspect: Inspect = beside_the_pretrained
+    prepare: Callable[[Policy], Policy] = unchanged
+    """makes what is trained of the checkpoint's policy"""
+    inspect: Inspection = beside_the_pretrained
     """looks at every evaluation"""
 
 
@@ -219,6 +226,7 @@ def train_online(config: Flags, beginning: Beginning, build: Callable[[Stage], L
     with Run.open(config.run, name=name, full_config=config, total=total, unit="env_steps") as run, ExitStack() as envs:
         policy = build_policy(spec).to(run.device)
         load_state_(policy, checkpoint.policy_state, f"the policy of {beginning.path}")
+        policy = beginning.prepare(policy)
         env, eval_env = (envs.enter_context(closing(one)) for one in both_envs(config, beginning, task, run))
         spec.check_fits(env.spec)
         loop = build(Stage(run, policy, env))

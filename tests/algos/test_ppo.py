@@ -11,10 +11,20 @@ import torch
 
 from nets.critic import PrivilegedValueNetwork
 from reinflow.agent import ReinFlowAgent
-from reinflow.algos.ppo import PPO, clipped_surrogate, scaled_log_ratio, std_percentiles
+from reinflow.algos.config import PPOConfig
+from reinflow.algos.ppo import (
+    PPO,
+    clipped_surrogate,
+    compared_steps,
+    scaled_log_ratio,
+    std_percentiles,
+    step_weights,
+)
 from reinflow.algos.rollout import RolloutBuffer
 from reinflow.algos.schedules import NoiseConfig
-from reinflow.policies import FAMILIES
+from reinflow.errors import UserError
+from reinflow.policies import FAMILIES, NoiseNetConfig
+from reinflow.policies.transition import Transition
 
 Make = Callable[..., ReinFlowAgent]
 Fill = Callable[..., RolloutBuffer]
@@ -324,3 +334,71 @@ def test_a_critic_of_the_full_state_is_normalised_by_usable_decisions_alone(make
     PPO(agent, agent.config).update(buffer, critic_only=True)
     kept = seen[buffer.data["valid"] > 0]
     torch.testing.assert_close(agent.critic.normalizer.shift, kept.mean(0))
+
+
+def test_clip_ranges_and_discounts_of_single_steps_by_hand():
+    # s = 0, .5, 1: (e^1.5 - 1) / (e^3 - 1) = .182426, so .01 + .1 * .182426 = .0282426
+    config = PPOConfig(ratio_of="step", clip_ratio=0.11, clip_ratio_base=0.01, denoising_discount=0.5)
+    discounts, clip_ratios = step_weights(config, 3, torch.device("cpu"))
+    torch.testing.assert_close(discounts, torch.tensor([0.25, 0.5, 1.0]))
+    torch.testing.assert_close(clip_ratios, torch.tensor([0.01, 0.0282426, 0.11]))
+    discounts, clip_ratios = step_weights(config, 1, torch.device("cpu"))
+    assert (discounts.tolist(), clip_ratios.tolist()) == ([1.0], [pytest.approx(0.11)])
+
+
+def test_the_loss_of_single_steps_by_hand(make_agent: Make):
+    # two steps of one scored number, std 1: log-ratios -((x - m)^2 - (x - m_old)^2) / 2 with x = 0
+    # m_old = 1: step 0 to m = .8 is (1 - .64) / 2 = .18, step 1 to m = 1.2 is -.22; ratios 1.1972, .8025
+    # A = 2, discount .5: min(1.1972, 1.1) * 1 + .8025 * 2 = 2.7050; the mean of two steps is 1.3525
+    agent = make_agent(num_steps=2, ratio_of="step", denoising_discount=0.5, clip_ratio=0.1)
+    agent.scored = torch.ones(2, 1, 1).bool()
+    law = Transition(torch.tensor([0.8, 1.2]).view(1, 2, 1, 1), torch.ones(1, 2, 1, 1))
+    rows = {"actions": torch.zeros(1, 3, 1, 1), "means": torch.ones(1, 2, 1, 1), "stds": torch.ones(1, 2, 1, 1),
+            "advantages": torch.tensor([2.0])}  # fmt: skip
+    found = compared_steps(agent, agent.config, law, rows)
+    torch.testing.assert_close(found.ratio, torch.tensor([[0.18, -0.22]]).exp())
+    torch.testing.assert_close(found.difference, torch.tensor([-0.04]))
+    loss = clipped_surrogate(found.ratio, found.advantages, found.clip_ratio)
+    torch.testing.assert_close(loss, torch.tensor(-1.3525), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ratios_of_single_steps_are_one_at_first_and_the_update_moves_the_policy(make_agent: Make, fill: Fill, family):
+    agent = make_agent(family, 4, ratio_of="step", clip_ratio_base=0.01, denoising_discount=0.9)
+    metrics = PPO(agent, agent.config).update(fill(agent))
+    assert metrics["ratio_deviation"] < 1e-4
+    assert metrics["approx_kl"] > 1e-5
+    assert metrics["clip_fraction"] <= 1
+
+
+def test_ratios_of_single_steps_need_the_old_moments(make_agent: Make, fill: Fill):
+    agent = make_agent(ratio_of="step")
+    with pytest.raises(ValueError, match="means and stds"):
+        loss_of(agent, fill(agent), moments=False)
+
+
+@pytest.mark.parametrize("options", [{"clip_ratio_base": 0.01}, {"denoising_discount": 0.9},
+                                     {"ratio_of": "step", "clip_ratio_base": 0.5},
+                                     {"ratio_of": "step", "denoising_discount": 0.0}])  # fmt: skip
+def test_options_of_single_steps_that_mean_nothing_are_refused(options):
+    with pytest.raises(UserError, match="--"):
+        PPOConfig(**options)
+
+
+def test_ppo_by_the_exact_likelihood_starts_at_ratio_one_and_learns(make_policy, fill: Fill):
+    policy = make_policy("reflow", initial_noise_scale=1.0)
+    config = PPOConfig(minibatch_size=24, ppo_epochs=2, lr=1e-4)
+    agent = ReinFlowAgent.from_policy(policy, config, noise_net=NoiseNetConfig(likelihood="exact"))
+    assert agent.num_scored == 8 * 3
+    assert policy.spec.num_inference_steps == 4
+    buffer = fill(agent)
+    metrics = PPO(agent, config).update(buffer)
+    assert metrics["ratio_deviation"] < 1e-4
+    assert metrics["approx_kl"] > 1e-6
+    rows = buffer.flat()
+    with torch.no_grad():
+        law = agent.actor.steps(rows["actions"][:, :-1], rows["obs"])
+        gained = law.log_prob(rows["actions"][:, 1:], agent.scored) - rows["log_probs"]
+    assert (gained * rows["advantages"]).mean() > 0  # what did well became likelier
+    with pytest.raises(UserError, match="--likelihood exact"):
+        ReinFlowAgent.from_policy(policy, PPOConfig(entropy_coef=0.1), noise_net=NoiseNetConfig(likelihood="exact"))

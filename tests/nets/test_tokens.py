@@ -150,3 +150,14 @@ def test_the_preact_mlp_is_dppos_residual_mlp_on_what_it_concatenates():
     _, one, _, two = net.layers[0]
     x = x + two(F.mish(one(F.mish(x))))
     torch.testing.assert_close(net(sample, t, d, cond).flatten(1), net.out(x))
+
+
+def test_older_frames_are_tokens_of_their_first_part_alone():
+    # one frame of 3 numbers before two of 3 + 8: 25 numbers, 7 tokens
+    layout = CondLayout(frames=2, parts=LAYOUT.parts, older=1)
+    assert (layout.cond_dim, layout.tokens) == (25, 7)
+    net, plain = ConditionTokens(layout, width=4), ConditionTokens(LAYOUT, width=4)
+    plain.embed = net.embed
+    cond = torch.randn(5, 25)
+    torch.testing.assert_close(net(cond)[:, 0], net.embed[0](cond[:, :3]) + net.place[0])
+    torch.testing.assert_close(net(cond)[:, 1:] - net.place[1:], plain(cond[:, 3:]) - plain.place)

@@ -7,6 +7,7 @@ import torch
 
 from nets.velocity import VelocityNet
 from reinflow.errors import UserError
+from reinflow.policies import NoiseNetConfig, make_stochastic
 from reinflow.policies.ddpm import DDPM, cosine_alphas
 from reinflow.policies.options import DDPMConfig
 
@@ -87,3 +88,54 @@ def test_one_step_is_warned_about(make_policy):
 def test_impossible_options_are_refused(changes):
     with pytest.raises(UserError, match=f"--{next(iter(changes))}"):
         DDPMConfig(**changes)
+
+
+def test_with_eta_1_and_all_levels_a_chain_has_the_posterior_of_ddpm(make_policy):
+    # Ho et al., eq. 7: mean = sqrt(abar') b / (1 - abar) x_1 + sqrt(a) (1 - abar') / (1 - abar) x, var = (1 - abar') /
+    # (1 - abar) b, where abar = alpha^2, ' is the next level, a = abar / abar' and b = 1 - a
+    policy = make_policy("ddpm", denoised_clip=1e6)
+    actor = make_stochastic(policy, 20, NoiseNetConfig(eta=1.0))
+    actor.set_noise_bounds_(1e-6, 1e-6)
+    cond, x = torch.randn(4, 10), torch.randn(4, 8, 3)
+    kernel, levels = actor.kernel(cond), policy.alpha.double().square().flip(0)
+    for k in (3, 7, 18):
+        now, after = levels[k], levels[k + 1]
+        b = 1 - now / after
+        noise = policy.net(x, torch.full((4,), k / 20), torch.zeros(4), cond).double()
+        action = (x - (1 - now).sqrt() * noise) / now.sqrt()
+        mean = after.sqrt() * b / (1 - now) * action + (now / after).sqrt() * (1 - after) / (1 - now) * x
+        step = kernel(k, x)
+        torch.testing.assert_close(step.means.double(), mean, rtol=1e-3, atol=1e-3)
+        std = ((1 - after) / (1 - now) * b).sqrt().float()
+        torch.testing.assert_close(step.stds, std.expand(4, 8, 3), rtol=1e-3, atol=1e-5)
+    assert kernel(19, x).stds.max() < 1e-5  # the last step ends at the action
+
+
+def test_learned_noise_is_the_floor_of_the_posteriors(make_policy):
+    actor = make_stochastic(make_policy("ddpm"), 20, NoiseNetConfig(eta=0.5))
+    actor.set_noise_bounds_(0.1, 0.1)
+    stds = actor.stds(torch.randn(1, 10))[0, :, 0, 0]
+    own = torch.tensor(actor.own_stds())
+    torch.testing.assert_close(stds, own.clamp_min(0.1))
+    assert (own > 0.1).any() and (own < 0.1).any()
+
+
+def test_a_chain_with_the_true_noise_keeps_the_level_of_its_noise(make_spec):
+    # of a task whose only action is .5, x_k is N(alpha_k / 2, sigma_k^2), whatever eta is
+    policy = DDPM(make_spec("ddpm", denoised_clip=100.0), Exact(20))
+    actor = make_stochastic(policy, 20, NoiseNetConfig(eta=1.0))
+    actor.set_noise_bounds_(1e-6, 1e-6)
+    cond = torch.zeros(2000, 10)
+    kernel, x = actor.kernel(cond), torch.randn(2000, 8, 3)
+    for k in range(10):
+        x = kernel(k, x).draw(x, torch.randn_like(x))
+    alpha = policy.alpha[20 - 1 - 10]
+    torch.testing.assert_close(x.std(), (1 - alpha.square()).sqrt(), rtol=0.02, atol=0)
+    torch.testing.assert_close(x.mean(), alpha / 2, rtol=0, atol=0.02)
+
+
+def test_eta_is_for_diffusion_chains(make_policy):
+    with pytest.raises(UserError, match="--eta"):
+        make_stochastic(make_policy("reflow"), 4, NoiseNetConfig(eta=1.0))
+    with pytest.raises(UserError, match="--eta"):
+        NoiseNetConfig(eta=1.5)
