@@ -115,12 +115,10 @@ def main(config: Config) -> None:
             if warning := agent.load_critic(checkpoint, config.pretrained_path, objective):
                 run.alarm(warning)
             camera = envs.enter_context(filming(config.run, env.spec, settled.env, policy, config.evaluation.eval_seed))
-            if config.acceleration.cuda_graphs and (run.device.type != "cuda" or distributed.active()):
-                run.alarm("--cuda_graphs does nothing without a GPU, or with several processes")
             agent.accelerate_(config.acceleration)
             warn_of_few_iterations(run, config.online, policy.spec.act_horizon)
             buffer = rollout_buffer(agent, ppo, config.online.rollout_steps * env.num_envs)
-            learner = (FromScratch if config.scratch else ReinFlow)(agent, PPO(agent, ppo, config.acceleration), buffer)
+            learner = (FromScratch if config.scratch else ReinFlow)(agent, PPO(agent, ppo), buffer)
             Trainer(
                 OnPolicy(learner, env, config.online, run, run.generator()),
                 eval_env,
