@@ -50,8 +50,9 @@ def main(config: Config) -> None:
     from reinflow.policies import build_policy
     from reinflow.run.run import Run
     from reinflow.runtime import distributed
+    from reinflow.runtime.gpu import enough_memory
     from reinflow.storage.checkpoint import adopt_teacher_, load_checkpoint, load_state_
-    from reinflow.training.loops import Offline, OfflineState
+    from reinflow.training.loops import Offline, OfflineState, half_a_batch
     from reinflow.training.spread import spread_at
     from reinflow.training.trainer import Trainer
     from reinflow.training.videos import filming
@@ -100,7 +101,10 @@ def main(config: Config) -> None:
                 policy, config.bc, config.awr, config.critics, config.offline.total_iters
             )
             learner.critics.start_at_(mean_value(dataset.reward, dataset.discount, dataset.terminated))
-            with filming(config.run, env.spec, settled.env, policy, config.evaluation.eval_seed) as camera:
+            with (
+                enough_memory(half_a_batch(config.offline)),
+                filming(config.run, env.spec, settled.env, policy, config.evaluation.eval_seed) as camera,
+            ):
                 start = OfflineState(evaluated=checkpoint is None)  # a pretrained policy may stay the best
                 loop = Offline(learner, dataset.sample_transitions, config.offline, run, run.generator(), start)
                 inspect = spread_at(dataset.overview())

@@ -62,8 +62,9 @@ def main(config: Config) -> None:
     from reinflow.policies import build_policy
     from reinflow.run.run import Run
     from reinflow.runtime import distributed
+    from reinflow.runtime.gpu import enough_memory
     from reinflow.storage.checkpoint import load_checkpoint, load_state_
-    from reinflow.training.fine_tuning import beside_the_pretrained, warn_of_few_iterations
+    from reinflow.training.fine_tuning import beside_the_pretrained, memory_levers, warn_of_few_iterations
     from reinflow.training.loops import OnPolicy
     from reinflow.training.trainer import Trainer, no_inspection
     from reinflow.training.videos import filming
@@ -119,7 +120,8 @@ def main(config: Config) -> None:
             warn_of_few_iterations(run, config.online, policy.spec.act_horizon)
             buffer = rollout_buffer(agent, ppo, config.online.rollout_steps * env.num_envs)
             learner = (FromScratch if config.scratch else ReinFlow)(agent, PPO(agent, ppo), buffer)
-            Trainer(
+            levers = memory_levers(ppo, policy.spec, env.num_envs, agent.trains_encoder)
+            trainer = Trainer(
                 OnPolicy(learner, env, config.online, run, run.generator()),
                 eval_env,
                 config.evaluation,
@@ -127,7 +129,9 @@ def main(config: Config) -> None:
                 camera=camera,
                 prefer_newer=True,
                 inspect=no_inspection if config.scratch else beside_the_pretrained,
-            ).train()
+            )
+            with enough_memory(levers):
+                trainer.train()
 
 
 if __name__ == "__main__":

@@ -50,8 +50,9 @@ def main(config: Config) -> None:
     from reinflow.policies import build_policy
     from reinflow.run.run import Run
     from reinflow.runtime import distributed
+    from reinflow.runtime.gpu import enough_memory
     from reinflow.storage.checkpoint import adopt_teacher_
-    from reinflow.training.loops import Offline, OfflineState
+    from reinflow.training.loops import Offline, OfflineState, half_a_batch
     from reinflow.training.spread import spread_at
     from reinflow.training.trainer import Trainer
     from reinflow.training.validation import Validation
@@ -91,7 +92,10 @@ def main(config: Config) -> None:
             policy.fit_normalizers_(*dataset.statistics())
             adopt_teacher_(policy)
             learner = BehaviorCloning(policy, config.bc, config.offline.total_iters)
-            with filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed) as camera:
+            with (
+                enough_memory(half_a_batch(config.offline)),
+                filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed) as camera,
+            ):
                 untrained = OfflineState(evaluated=True)  # there is nothing to evaluate yet
                 loop = Offline(
                     learner, dataset.sample, config.offline, run, run.generator(), untrained, validation=validation
