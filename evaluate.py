@@ -68,6 +68,8 @@ class Config:
     """where the results go; None puts them next to the last checkpoint"""
     cuda: bool = True
     """use a GPU when there is one"""
+    cuda_graphs: bool = True
+    """replay decisions as CUDA graphs there"""
 
 
 def main(config: Config) -> None:
@@ -222,6 +224,7 @@ def loaded(path: Path, config: Config) -> tuple[Policy, EnvSpec, int | None]:
 
     policy, checkpoint = load_policy(path, pick_device(config.cuda))
     policy.spec = policy.spec.starting_with(config.initial_noise_scale)
+    policy.replay_(config.cuda_graphs)
     return policy, checkpoint.env_spec, checkpoint.meta.get("step")
 
 

@@ -58,14 +58,18 @@ def main(config: Config) -> None:
     from reinflow.algos.ppo import PPO
     from reinflow.algos.reinflow import ReinFlow, rollout_buffer
     from reinflow.algos.scratch import FromScratch
-    from reinflow.envs import Builds, make_env, usable_cores
-    from reinflow.envs.cores import hint_at_more_envs
+    from reinflow.envs import Builds, make_env
     from reinflow.policies import build_policy
     from reinflow.run.run import Run
     from reinflow.runtime import distributed
     from reinflow.runtime.gpu import enough_memory
     from reinflow.storage.checkpoint import load_checkpoint, load_state_
-    from reinflow.training.fine_tuning import beside_the_pretrained, memory_levers, warn_of_few_iterations
+    from reinflow.training.fine_tuning import (
+        beside_the_pretrained,
+        hint_at_cores,
+        memory_levers,
+        warn_of_few_iterations,
+    )
     from reinflow.training.loops import OnPolicy
     from reinflow.training.trainer import Trainer, no_inspection
     from reinflow.training.videos import filming
@@ -119,12 +123,11 @@ def main(config: Config) -> None:
             camera = envs.enter_context(filming(config.run, env.spec, settled.env, policy, config.evaluation.eval_seed))
             agent.accelerate_(config.acceleration)
             warn_of_few_iterations(run, config.online, policy.spec.act_horizon)
-            if config.env.num_workers is None and env.spec.sim_backend == "physx_cpu_batched":
-                hint = hint_at_more_envs(num_envs, config.online.rollout_steps, usable_cores())
-                run.say(f"note: {hint}") if hint else None
+            if env.spec.sim_backend == "physx_cpu_batched" and config.env.num_workers is None:
+                hint_at_cores(run, config.online, num_envs)
             buffer = rollout_buffer(agent, ppo, config.online.rollout_steps * env.num_envs)
             learner = (FromScratch if config.scratch else ReinFlow)(agent, PPO(agent, ppo), buffer)
-            levers = memory_levers(ppo, policy.spec, env.num_envs, agent.trains_encoder)
+            levers = memory_levers(ppo.rows_at_a_time, policy.spec, env.num_envs, agent.trains_encoder)
             trainer = Trainer(
                 OnPolicy(learner, env, config.online, run, run.generator()),
                 eval_env,
