@@ -91,6 +91,7 @@ def main(config: Config) -> None:
         reconfiguration_freq=config.online.reconfiguration_freq,
         privileged=config.asymmetric_critic,
         prepare=partial(holding, config),
+        levers=partial(levers_of, config, ppo),
         inspect=no_inspection if config.scratch else beside_the_pretrained,
     )
     settled = replace(config, ppo=ppo, env=config.env.settled(objective))
@@ -107,14 +108,21 @@ def holding(config: Config, policy: Policy) -> Policy:
     return holding_early_steps(policy, config.ft_denoising_steps, steps)
 
 
+def levers_of(config: Config, ppo: PPOConfig, policy: Policy, num_envs: int) -> list[str]:
+    """What makes a run smaller on a GPU."""
+    from reinflow.training.fine_tuning import memory_levers
+
+    trains_encoder = policy.spec.image is not None and not config.freeze_visual_encoder
+    return memory_levers(ppo.rows_at_a_time, policy.spec, num_envs, trains_encoder)
+
+
 def fine_tuning(config: Config, ppo: PPOConfig, beginning: Beginning, stage: Stage) -> OnPolicy:
     """ReinFlow in its loop, with V of the checkpoint where that predicts the return of this run."""
     from reinflow.agent import ReinFlowAgent
     from reinflow.algos.ppo import PPO
     from reinflow.algos.reinflow import ReinFlow, rollout_buffer
     from reinflow.algos.scratch import FromScratch
-    from reinflow.runtime import distributed
-    from reinflow.training.fine_tuning import warn_of_few_iterations
+    from reinflow.training.fine_tuning import hint_at_cores, warn_of_few_iterations
     from reinflow.training.loops import OnPolicy
 
     run, policy, env = stage.run, stage.policy, stage.env
@@ -129,12 +137,12 @@ def fine_tuning(config: Config, ppo: PPOConfig, beginning: Beginning, stage: Sta
     )
     if warning := agent.load_critic(beginning.checkpoint, beginning.path, beginning.objective):
         run.alarm(warning)
-    if config.acceleration.cuda_graphs and (run.device.type != "cuda" or distributed.active()):
-        run.alarm("--cuda_graphs does nothing without a GPU, or with several processes")
+    if env.spec.sim_backend == "physx_cpu_batched" and config.env.num_workers is None:
+        hint_at_cores(run, config.online, env.num_envs)
     agent.accelerate_(config.acceleration)
     warn_of_few_iterations(run, config.online, policy.spec.act_horizon)
     buffer = rollout_buffer(agent, ppo, config.online.rollout_steps * env.num_envs)
-    learner = (FromScratch if config.scratch else ReinFlow)(agent, PPO(agent, ppo, config.acceleration), buffer)
+    learner = (FromScratch if config.scratch else ReinFlow)(agent, PPO(agent, ppo), buffer)
     return OnPolicy(learner, env, config.online, run, run.generator())
 
 

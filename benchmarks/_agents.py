@@ -14,10 +14,11 @@ from reinflow.algos.config import PPOConfig
 from reinflow.cli import USER_ERROR, fail
 from reinflow.policies import NETS, PolicySpec, build_policy
 from reinflow.policies.base import Policy
+from reinflow.runtime.acceleration import allow_tf32
 from reinflow.runtime.config import AccelerationConfig
 
 STATE_DIM, ACTION_DIM = 42, 7
-GRAPHS = AccelerationConfig(cuda_graphs=True)
+PLAIN, GRAPHS = AccelerationConfig(cuda_graphs=False), AccelerationConfig()
 
 
 def device() -> torch.device:
@@ -27,6 +28,7 @@ def device() -> torch.device:
 def make_policy(horizon: int, num_steps: int, **options: Any) -> Policy:
     """With the defaults of what isn't given; a horizon of 16 executes 8 steps and sees 2 frames, as in the guide."""
     torch.manual_seed(0)
+    allow_tf32(products=False, convolutions=False)  # which straightforward code would take where the product doesn't
     spec = PolicySpec.of(
         **options,
         obs_horizon=2,
@@ -40,8 +42,10 @@ def make_policy(horizon: int, num_steps: int, **options: Any) -> Policy:
 
 
 def make_agent(net: str, horizon: int, num_steps: int, ppo: PPOConfig | None = None) -> ReinFlowAgent:
-    """Around a policy with the defaults of that network."""
-    return ReinFlowAgent.from_policy(make_policy(horizon, num_steps, net=net), ppo or PPOConfig())
+    """Plain code around a policy with the defaults of that network."""
+    agent = ReinFlowAgent.from_policy(make_policy(horizon, num_steps, net=net), ppo or PPOConfig())
+    agent.accelerate_(PLAIN)
+    return agent
 
 
 def conditions(agent: ReinFlowAgent, rows: int) -> Tensor:

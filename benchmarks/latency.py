@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
+import copy
 import statistics
+import tempfile
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from benchmarks._agents import ACTION_DIM, STATE_DIM, add_net_flag, device, make_policy
-from benchmarks._compare import parser, save, timed
+from benchmarks._agents import ACTION_DIM, STATE_DIM, add_graphs_flag, add_net_flag, make_policy, wants_graphs
+from benchmarks._compare import disagreement, parser, save, timed
 from benchmarks._peer import add_peer_flag, beside
+from reinflow.cli import USER_ERROR, fail
+from reinflow.envs.synthetic import SyntheticEnv
+from reinflow.errors import UserError
+from reinflow.export import Sampler, read_onnx, refuse_without_extra, silence, write_onnx
 from reinflow.policies.base import Policy
+from reinflow.runtime.acceleration import WARMUPS
+
+TOLERANCE = 1e-4
+"""of the largest action, between ways to compute it"""
+
+BOUND = 1e6
+"""of actions, so that the exported sampler clips none"""
+
+Act = Callable[[], Tensor]
 
 DMPO = "dmpo"
 SIZES: dict[str, dict[str, Any]] = {DMPO: {"net": "preact", "preact_hidden_dim": 875}}
@@ -22,70 +40,91 @@ CALLS, LEAST_SECONDS = 10, 0.002
 
 
 def main() -> None:
-    """Print the median time of a decision for every network and number of denoising steps K."""
+    """Print the median time of a decision for every network, number of denoising steps K and way to compute it."""
     flags = parser(__doc__)
     flags.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8], help="denoising steps")
     add_net_flag(flags, more=SIZES)
     flags.add_argument("--horizon", type=int, default=16, help="predicted env steps")
-    flags.add_argument("--compile", action="store_true", help="time torch.compile of the same call, too")
+    add_graphs_flag(flags)
+    flags.add_argument("--compile", action="store_true", help="time the compiled network too (torch.compile)")
+    flags.add_argument("--onnx", action="store_true", help="time ONNX Runtime too, on the CPU")
     add_peer_flag(flags)
     args = flags.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     theirs = [row for k in args.k for row in beside(args, 1, args.horizon, k, ("sample",))]
     rows: list[dict[str, Any]] = []
-    print(f"one observation of {STATE_DIM} numbers, {ACTION_DIM} actions; median and fastest of {args.rounds} rounds")
-    print(f"{'net':5} {'parameters':>10} {'K':>2} {'variant':8} {'ms':>8} {'Hz':>7} {'fastest Hz':>10}")
+    sizes = f"one observation of {STATE_DIM} numbers, {ACTION_DIM} actions"
+    print(f"{'net':5} {'K':>2} {'way':12} {'ms':>8} {'Hz':>7} {'fastest':>10}   {sizes}")
     for net in args.net:
-        policy = make_policy(horizon=args.horizon, num_steps=1, **SIZES.get(net, {"net": net})).eval()
-        size = sum(parameter.numel() for parameter in policy.net.parameters())
+        policy = make_policy(args.horizon, 1, **SIZES.get(net, {"net": net})).eval()
         for k in args.k:
-            for variant, act in variants(policy, k, args.compile).items():
-                seconds = measured(act, args.rounds)
-                row = {"net": net, "parameters": size, "k": k, "variant": variant, **summary(seconds)}
-                print(
-                    f"{net:5} {size:>10} {k:>2} {variant:8} {row['milliseconds']:>8.3f} {row['hz']:>7.0f} "
-                    f"{row['fastest_hz']:>10.0f}"
-                )
-                rows.append(row)
+            rows += timings(net, k, ways(policy, k, args), args.rounds)
     save("latency", args, rows + theirs)
 
 
-def variants(policy: Policy, k: int, compiled: bool) -> dict[str, Callable[[], Tensor]]:
-    """One decision, as it stands and compiled; x_0 is given, so that both are a function of tensors.
-
-    SystemExit where they disagree.
-    """
-    obs = {"state": torch.randn(1, 2, STATE_DIM, device=device())}
-    noise = torch.randn(1, *policy.spec.chunk_shape, device=device())
-    found = {"plain": policy.act}
-    if compiled:
-        found["compiled"] = torch.compile(policy.act, fullgraph=True)
-
-    def once(act: Callable[..., Tensor]) -> Callable[[], Tensor]:
-        def call() -> Tensor:
-            with torch.inference_mode():
-                return act(obs, num_steps=k, noise=noise)
-
-        return call
-
-    calls = {name: once(act) for name, act in found.items()}
-    plain, *others = (call() for call in calls.values())
-    if not all(torch.allclose(plain, other, rtol=0, atol=1e-4) for other in others):
-        raise SystemExit("the compiled policy acts otherwise, so nothing was timed")
-    return calls
+def timings(net: str, k: int, acts: dict[str, Act], rounds: int) -> list[dict[str, Any]]:
+    """A row per way, in turns; SystemExit where their actions disagree, with nothing timed."""
+    for act in acts.values():
+        for _ in range(WARMUPS + 1):  # so that it is a graph that has to agree
+            act()
+    difference = disagreement([{"actions": act()} for act in acts.values()]) if len(acts) > 1 else 0.0
+    if not difference <= TOLERANCE:
+        raise SystemExit(f"{net}, K = {k}: the ways differ by {difference:.2e} of the largest action")
+    calls = {way: max(CALLS, round(LEAST_SECONDS / timed(act, CALLS))) for way, act in acts.items()}
+    seconds: dict[str, list[float]] = {way: [] for way in acts}
+    for _ in range(rounds):
+        for way, act in acts.items():
+            seconds[way].append(timed(act, calls[way]))
+    rows = []
+    for way, found in seconds.items():
+        middle, fastest = statistics.median(found), min(found)  # which other work on the machine disturbed least
+        print(f"{net:5} {k:>2} {way:12} {1e3 * middle:>8.3f} {1 / middle:>7.0f} {1 / fastest:>10.0f}")
+        row = {"net": net, "k": k, "way": way, "milliseconds": 1e3 * middle, "hz": 1 / middle}
+        rows.append({**row, "fastest_hz": 1 / fastest, "seconds": found})
+    return rows
 
 
-def summary(seconds: list[float]) -> dict[str, Any]:
-    """Median and fastest of all rounds; the fastest is what other work on the machine disturbed least."""
-    middle = statistics.median(seconds)
-    return {"milliseconds": 1e3 * middle, "hz": 1 / middle, "fastest_hz": 1 / min(seconds), "seconds": seconds}
+def ways(policy: Policy, k: int, args: argparse.Namespace) -> dict[str, Act]:
+    """The policy in plain code and what the flags ask for, all of one observation and one x_0."""
+    generator = torch.Generator().manual_seed(0)
+    obs = {"state": torch.randn(1, 2, STATE_DIM, generator=generator).to(policy.device)}
+    noise = torch.randn(1, *policy.spec.chunk_shape, generator=generator).to(policy.device)
+
+    def acting(mine: Policy) -> Act:
+        return lambda: mine.act(obs, num_steps=k, noise=noise)
+
+    found = {"plain": acting(policy)}
+    if wants_graphs(args):
+        replaying = copy.deepcopy(policy)
+        replaying.replay_()
+        found["CUDA graph"] = acting(replaying)
+    if args.compile:
+        compiled = copy.deepcopy(policy)
+        net = cast(Any, compiled.net)
+        net.velocity = torch.compile(net.velocity)
+        found["compiled"] = acting(compiled)
+    if args.onnx:
+        found["ONNX"] = in_onnx_runtime(policy, k, obs["state"], noise)
+    return found
 
 
-def measured(act: Callable[[], Tensor], rounds: int) -> list[float]:
-    """Seconds per call, of every round."""
-    calls = max(CALLS, round(LEAST_SECONDS / timed(act, CALLS)))
-    return [timed(act, calls) for _ in range(rounds)]
+def in_onnx_runtime(policy: Policy, k: int, state: Tensor, noise: Tensor) -> Act:
+    """The exported sampler on the CPU; exits where the packages are missing."""
+    try:
+        refuse_without_extra("onnx")
+    except UserError as error:
+        fail(str(error), USER_ERROR)
+    cpu = copy.deepcopy(policy).cpu()
+    cpu.spec = replace(cpu.spec, num_inference_steps=k)
+    inputs = {"state": state.cpu()}, noise.cpu()
+    wide = (BOUND,) * ACTION_DIM
+    task = replace(SyntheticEnv(1).spec, action_low=tuple(-bound for bound in wide), action_high=wide)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), silence():
+        path = Path(folder) / "policy.onnx"
+        write_onnx(Sampler(cpu, task).eval(), inputs, "", path)
+        run = read_onnx(path)
+    return lambda: run(*inputs).to(state.device)
 
 
 if __name__ == "__main__":

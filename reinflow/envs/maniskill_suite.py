@@ -9,6 +9,7 @@ import torch
 from reinflow.envs.config import DEFAULTS, CompleteEnvConfig
 from reinflow.envs.suite import EnvSuite, Setup, Task, Wishes
 from reinflow.errors import UserError
+from reinflow.runtime.gpu import hidden_gpu
 from reinflow.types import BatchedEnv
 
 
@@ -50,7 +51,7 @@ class ManiSkillSuite(EnvSuite):
 
 def choose_backend(config: CompleteEnvConfig) -> str:
     """The simulation backend for a ManiSkill task; prints a sentence where the batched one has to be left."""
-    from reinflow.envs import cpu_batch
+    from reinflow.envs import cpu_batch, gpu_library
     from reinflow.envs.maniskill import task_spec
 
     task_spec(config.env_id)
@@ -62,6 +63,7 @@ def choose_backend(config: CompleteEnvConfig) -> str:
         backend = "physx_cuda" if torch.cuda.is_available() else cpu_batch.BACKEND
     if backend.startswith("physx_cuda"):
         refuse_missing_gpu(backend)
+        gpu_library.enable()
     if config.env_id in NEEDS_RENDERER and not render_device_available():
         raise UserError(
             f"--env_id {config.env_id} reads render shapes and no Vulkan driver was found: choose another task, "
@@ -85,6 +87,6 @@ def refuse_missing_gpu(backend: str) -> None:
     if index >= torch.cuda.device_count():
         there = f"only {torch.cuda.device_count()} is" if torch.cuda.is_available() else "none is"
         raise UserError(
-            f"--sim_backend {backend} needs a CUDA GPU and {there} visible: use --sim_backend physx_cpu_batched, "
-            "or check nvidia-smi and CUDA_VISIBLE_DEVICES"
+            f"--sim_backend {backend} needs a CUDA GPU and {there} visible: use --sim_backend physx_cpu_batched; "
+            f"{hidden_gpu() or 'or check nvidia-smi and CUDA_VISIBLE_DEVICES'}"
         )

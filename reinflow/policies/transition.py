@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -43,6 +43,11 @@ class Transition:
     def of(cls, centres: Tensor | dict[str, Tensor], stds: Float[Tensor, "b *k h a"]) -> Transition:
         """From what a rollout kept."""
         return cls(**centres, stds=stds) if isinstance(centres, dict) else cls(centres, stds)
+
+    def in_float32(self) -> Transition:
+        """For densities, of what a network may have given in bfloat16."""
+        weights = None if self.log_weights is None else self.log_weights.float()
+        return replace(self, means=self.means.float(), stds=self.stds.float(), log_weights=weights)
 
     @property
     def centres(self) -> Tensor | dict[str, Tensor]:

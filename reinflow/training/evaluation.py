@@ -153,11 +153,12 @@ def play(actor: Actor, env: ChunkEnv, seeds: list[int], wanted: int) -> Float[Te
     obs = env.reset(seed=seeds)
     actor.begin(seeds)
     pending = torch.arange(env.num_envs, device=env.device) < wanted
+    known = pending.cpu()
     result = torch.zeros(env.num_envs, 6, device=env.device)
     result[:, 5] = -torch.inf
-    while pending.any():
+    while known.any():
         interrupts.check()
-        step = env.step_chunk(actor.act(obs, pending))
+        step = env.step_chunk(actor.act(obs, known))
         result[:, 4] += pending
         best = torch.maximum(result[:, 5], step.reward / step.executed)
         result[:, 5] = torch.where(pending & ~step.broken, best, result[:, 5])
@@ -168,6 +169,8 @@ def play(actor: Actor, env: ChunkEnv, seeds: list[int], wanted: int) -> Float[Te
         first_end = pending & over
         result[:, :4] = torch.where(first_end[:, None], torch.stack([c.float() for c in columns], dim=1), result[:, :4])
         pending &= ~over
+        if step.ends:
+            known = pending.cpu()
         obs = step.obs
     result[:, 5].nan_to_num_(neginf=0.0)  # no decision had an outcome
     return result[:wanted]
@@ -183,7 +186,7 @@ class Actor:
     def __init__(self, policy: Acting, env: ChunkEnv, num_steps: int | None):
         self.policy = policy
         self.num_steps = num_steps
-        self.block = None if env.spec.sim_backend == "physx_cuda" else BLOCK
+        self.block = None if env.spec.sim_backend.startswith("physx_cuda") else BLOCK
         self.decisions = math.ceil(env.spec.max_episode_steps / policy.spec.act_horizon)
         self.calls = 0
         """decisions of a whole round, each one or several blocks"""
@@ -198,7 +201,7 @@ class Actor:
         self.first = seeds[0]
 
     def act(self, obs: Obs, pending: Bool[Tensor, "n"]) -> Float[Tensor, "n e a"]:
-        """Actions in env units; 0 in blocks where no episode is pending."""
+        """Actions in env units; 0 in blocks where no episode is pending, which the host knows."""
         before = time.perf_counter()
         inputs = {**obs, "noise": self.noise[self.decision]}
         if self.block is None:

@@ -24,11 +24,12 @@ from reinflow.policies.base import Policy
 from reinflow.run.config import RunConfig
 from reinflow.run.run import Run
 from reinflow.runtime import distributed
+from reinflow.runtime.gpu import enough_memory
 from reinflow.storage.checkpoint import Checkpoint, adopt_teacher_, load_state_
 from reinflow.training.config import EvalConfig, OfflineConfig
 from reinflow.training.fine_tuning import beside_the_pretrained
 from reinflow.training.learner import BatchLearner
-from reinflow.training.loops import Loop, Offline, OfflineState
+from reinflow.training.loops import Loop, Offline, OfflineState, half_a_batch
 from reinflow.training.spread import spread_at
 from reinflow.training.trainer import Trainer
 from reinflow.training.validation import Validation
@@ -118,7 +119,10 @@ def train_offline(
                 validation = Validation(seen, config.run.seed, patience)
             policy = policy_of(spec, checkpoint, path, dataset, run)
             learner = build(policy, dataset)
-            with filming(config.run, env.spec, settled.env, policy, config.evaluation.eval_seed) as camera:
+            with (
+                enough_memory(half_a_batch(config.offline)),
+                filming(config.run, env.spec, settled.env, policy, config.evaluation.eval_seed) as camera,
+            ):
                 # a pretrained policy may stay the best; of a new one there is nothing to evaluate yet
                 start = OfflineState(evaluated=checkpoint is None)
                 draw = dataset.sample if gamma is None else dataset.sample_transitions
@@ -183,6 +187,11 @@ def unchanged(policy: Policy) -> Policy:
     return policy
 
 
+def no_levers(policy: Policy, num_envs: int) -> list[str]:
+    """Nothing is known that makes a run smaller."""
+    return []
+
+
 @dataclass(frozen=True)
 class Beginning:
     """What an online run starts from, and what of its flags every loop needs."""
@@ -205,6 +214,8 @@ class Beginning:
     """whether observations hold the full state, too"""
     prepare: Callable[[Policy], Policy] = unchanged
     """makes what is trained of the checkpoint's policy"""
+    levers: Callable[[Policy, int], list[str]] = no_levers
+    """what makes a run of this policy in so many envs smaller on a GPU, by how much"""
     inspect: Inspection = beside_the_pretrained
     """looks at every evaluation"""
 
@@ -231,7 +242,7 @@ def train_online(config: Flags, beginning: Beginning, build: Callable[[Stage], L
         spec.check_fits(env.spec)
         loop = build(Stage(run, policy, env))
         camera = envs.enter_context(filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed))
-        Trainer(
+        trainer = Trainer(
             loop,
             eval_env,
             config.evaluation,
@@ -239,7 +250,9 @@ def train_online(config: Flags, beginning: Beginning, build: Callable[[Stage], L
             camera=camera,
             prefer_newer=True,
             inspect=beginning.inspect,
-        ).train()
+        )
+        with enough_memory(beginning.levers(policy, env.num_envs)):
+            trainer.train()
 
 
 def both_envs(config: Flags, beginning: Beginning, task: CompleteEnvConfig, run: Run) -> Iterator[ChunkEnv]:
