@@ -31,7 +31,7 @@ from reinflow.training.fine_tuning import beside_the_pretrained
 from reinflow.training.learner import BatchLearner
 from reinflow.training.loops import Loop, Offline, OfflineState, half_a_batch
 from reinflow.training.spread import spread_at
-from reinflow.training.trainer import Trainer
+from reinflow.training.trainer import Inspection, Trainer
 from reinflow.training.validation import Validation
 from reinflow.training.videos import filming
 from reinflow.types import ChunkEnv, EnvSpec, Objective
