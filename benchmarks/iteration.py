@@ -52,7 +52,7 @@ class Iteration:
         self.generator = torch.Generator(env.device)
         if acceleration is not None:
             agent.accelerate_(acceleration)
-        self.ppo = PPO(agent, agent.config, acceleration)
+        self.ppo = PPO(agent, agent.config)
         self.buffer = rollout_buffer(agent, agent.config, decisions * env.num_envs)
         self.learner = ReinFlow(agent, self.ppo, self.buffer)
         self.initial = self.weights()

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -83,16 +83,28 @@ class PrivilegedValueNetwork(ValueNetwork):
         super().__init__(obs_dim, scale=scale)
         self.normalizer = MeanStdNormalizer(obs_dim)
         self.register_buffer("fitted", torch.tensor(False))
+        self._was_fitted = False
+        self.register_load_state_dict_post_hook(ask_again)
 
-    def fit_once_(self, states: Float[Tensor, "*b z"], moments: Moments = row_moments) -> None:
-        """Take the statistics of the first states that it is given; later calls change nothing."""
+    def fit_once_(
+        self, states: Float[Tensor, "*b z"], kept: Bool[Tensor, "*b"], moments: Moments = row_moments
+    ) -> None:
+        """Take the statistics of the first `kept` states that it is given; later calls change nothing."""
+        if self._was_fitted:
+            return
         if not self.fitted:
-            self.normalizer.fit_(states, moments)
+            self.normalizer.fit_(states[kept], moments)
             self.fitted.fill_(True)
+        self._was_fitted = True  # so that no later call waits for a GPU to say so
 
     def forward(self, cond: Float[Tensor, "b z"]) -> Float[Tensor, "b"]:
         """V of full states in the env's own units, which are normalised here."""
         return super().forward(self.normalizer.normalize(cond))
+
+
+def ask_again(critic: nn.Module, keys: object) -> None:
+    """Loaded statistics may be those of before the first fit."""
+    critic._was_fitted = False
 
 
 class BatchedLinear(nn.Module):

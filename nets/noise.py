@@ -81,6 +81,11 @@ class ExploreNoiseNet(BoundedStd):
         return self.squash(self.net(torch.cat((time_emb, obs_emb), dim=-1)).unflatten(-1, self.std_shape))
 
 
+def in_float32(x: Tensor) -> torch.autocast:
+    """Inside, nothing is computed in bfloat16: a std with 7 bits would hide what a gradient step changes."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 class StepNoise(nn.Module):
     """The std of each denoising step's noise, given its time as a number."""
 
@@ -92,13 +97,15 @@ class StepNoise(nn.Module):
 
     def noise_std(self, t: Float[Tensor, "b_or_1"], obs: Float[Tensor, "b z"], horizon: int) -> Float[Tensor, "b h a"]:
         """At time `t`; independent of the sample, so it needs no velocity."""
-        std = self.explore_noise_net(self.time_embedding(t).expand(len(obs), -1), obs)
+        with in_float32(obs):
+            std = self.explore_noise_net(self.time_embedding(t).expand(len(obs), -1), obs)
         return std if std.dim() == 3 else std.unsqueeze(1).expand(-1, horizon, -1)
 
     def noise_stds(self, t: Float[Tensor, "k"], obs: Float[Tensor, "b z"], horizon: int) -> Float[Tensor, "b k h a"]:
         """`noise_std` at each of k times."""
-        time_emb = self.time_embedding(t).expand(len(obs), -1, -1)
-        std = self.explore_noise_net(time_emb, obs.unsqueeze(1).expand(-1, len(t), -1))
+        with in_float32(obs):
+            time_emb = self.time_embedding(t).expand(len(obs), -1, -1)
+            std = self.explore_noise_net(time_emb, obs.unsqueeze(1).expand(-1, len(t), -1))
         return std if std.dim() == 4 else std.unsqueeze(2).expand(-1, -1, horizon, -1)
 
 

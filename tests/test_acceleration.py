@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from reinflow.algos.config import PPOConfig
 from reinflow.algos.ppo import PPO
-from reinflow.runtime.acceleration import WARMUPS, Replayed, replayed
+from reinflow.runtime.acceleration import MOST_GRAPHS, WARMUPS, Replayed, nothing_else, replayed
 from reinflow.runtime.config import AccelerationConfig
 from tests.test_hot_paths import filled, make_agent
 
@@ -26,11 +27,13 @@ def capture(function):
 
 
 class Graphs(Replayed):
-    """`Replayed` whose results lie one level deeper, because the stand-in's place is a list."""
+    """`Replayed` on a CPU; its results lie one level deeper, because the stand-in's place is a list."""
 
-    def __init__(self, function):
+    device_type = "cpu"
+
+    def __init__(self, function, depends_on=nothing_else):
         self.captures = 0
-        super().__init__(function, self.count, warm_up=lambda call: call())
+        super().__init__(function, self.count, warm_up=lambda call: call(), depends_on=depends_on)
 
     def count(self, function):
         self.captures += 1
@@ -59,10 +62,11 @@ def test_every_set_of_shapes_has_a_graph_of_its_own():
     assert add.captures == 2
 
 
-def test_where_no_graph_can_be_captured_plain_code_goes_on_with_one_warning():
+def test_where_no_graph_can_be_captured_plain_code_goes_on_with_one_warning(monkeypatch):
     def fails(function):
         raise RuntimeError("operation not permitted when stream is capturing")
 
+    monkeypatch.setattr(Replayed, "device_type", "cpu")
     add = Replayed(lambda x: x + 1, fails, warm_up=lambda call: call())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -72,11 +76,33 @@ def test_where_no_graph_can_be_captured_plain_code_goes_on_with_one_warning():
     assert str(warning.message).startswith("no CUDA graph of <lambda>, plain code goes on: operation")
 
 
-def test_graphs_are_made_on_a_gpu_only_and_when_asked_for():
-    function, wanted = (lambda x: x), AccelerationConfig(cuda_graphs=True)
-    assert replayed(function, wanted, torch.device("cpu")) is function
-    assert replayed(function, AccelerationConfig(), torch.device("cuda")) is function
-    assert isinstance(replayed(function, wanted, torch.device("cuda")), Replayed)
+def test_graphs_are_made_on_a_gpu_only_and_unless_they_are_unwanted():
+    def function(x):
+        return x
+
+    assert AccelerationConfig().cuda_graphs
+    assert replayed(function, wanted=False) is function
+    assert isinstance(replayed(function), Replayed)
+    x = torch.ones(2)
+    assert all(replayed(function)(x) is x for _ in range(WARMUPS + 2))  # the tensor itself: nothing was copied
+
+
+def test_ever_new_shapes_get_plain_code_and_no_more_memory():
+    add = Graphs(lambda x: x + 1)
+    for size in range(1, MOST_GRAPHS + 4):
+        for _ in range(WARMUPS + 1):
+            assert add(torch.zeros(size)).shape == (size,)
+    assert add.captures == MOST_GRAPHS
+
+
+def test_arguments_that_are_no_tensors_and_what_else_decides_have_graphs_of_their_own():
+    factor = [2.0]
+    scale = Graphs(lambda x, power: x**power * factor[0], depends_on=lambda: factor[0])
+    for _ in range(WARMUPS + 2):
+        results = [scale(torch.tensor(3.0), power).item() for power in (1, 2)]
+    assert (results, scale.captures) == ([6.0, 18.0], 2)
+    factor[0] = 10.0
+    assert scale(torch.tensor(3.0), 1).item() == 30.0
 
 
 @pytest.mark.parametrize("net", ["mlp", "unet"])
@@ -104,6 +130,65 @@ def test_a_sampled_chain_through_replays_equals_the_plain_one():
     assert graphs.captures == 1
     assert all(torch.equal(one.log_prob, other.log_prob) for one, other in zip(plain, again, strict=True))
     assert all(torch.equal(one.states, other.states) for one, other in zip(plain, again, strict=True))
+
+
+def graphed_act(policy):
+    policy._decide = Graphs(policy._decided, depends_on=policy._graph_reads)
+    return policy._decide
+
+
+def test_actions_through_replays_equal_the_plain_ones_also_after_a_change_of_weights_and_spec():
+    policy = make_agent().policy
+    obs = {"state": torch.randn(1, 1, 9), "of no use": torch.ones(1)}
+
+    def acted(num_steps=None):
+        return [policy.act(obs, torch.Generator().manual_seed(seed), num_steps) for seed in range(WARMUPS + 2)]
+
+    def both(num_steps=None):
+        policy._decide = policy._decided
+        plain = acted(num_steps)
+        graphs = graphed_act(policy)
+        assert all(torch.equal(one, other) for one, other in zip(plain, acted(num_steps), strict=True))
+        assert graphs.captures == 1
+        return graphs
+
+    both(num_steps=2)
+    graphs = both()
+    with torch.no_grad():
+        policy.net.out[-1].bias.add_(1.0)
+    policy.spec = dataclasses.replace(policy.spec, initial_noise_scale=0.5)
+    moved = acted()
+    assert graphs.captures == 2
+    policy._decide = policy._decided
+    assert all(torch.equal(one, other) for one, other in zip(acted(), moved, strict=True))
+
+
+def test_what_moves_the_weights_or_replaces_what_is_read_drops_the_graphs():
+    agent = make_agent()
+    policy = agent.policy
+    for change in (agent.double, agent.float, lambda: agent.score_("all", count_initial_noise=False)):
+        chain, act = agent._denoise, policy._decide
+        change()
+        assert agent._denoise is not chain
+    assert policy._decide is act  # only the mask of the chain was replaced
+    policy.to(torch.float64)
+    assert policy._decide is not act
+
+
+def test_the_copy_of_a_policy_acts_by_its_own_weights():
+    policy = make_agent().policy
+    assert isinstance(policy._decide, Replayed)
+    twin = copy.deepcopy(policy)
+    assert twin._decide.function.__self__ is twin
+    assert twin._decide.depends_on.__self__ is twin
+
+
+def test_no_cuda_graphs_turns_all_of_them_off():
+    agent = make_agent()
+    agent.accelerate_(AccelerationConfig(cuda_graphs=False))
+    learner = PPO(agent, agent.config)
+    functions = (agent._denoise, agent.policy._decide, learner.step, learner.step_critic, learner.score)
+    assert not any(isinstance(function, Replayed) for function in functions)
 
 
 def test_compile_covers_sampling_and_scoring(monkeypatch):

@@ -5,6 +5,7 @@ It works on conditions, the encoded observations, so that a rollout encodes each
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -18,7 +19,7 @@ from reinflow.algos.advantages import return_scale
 from reinflow.algos.schedules import NoiseConfig
 from reinflow.policies.base import Policy
 from reinflow.policies.chain import denoise, draws, scored_dims
-from reinflow.runtime.acceleration import replayed
+from reinflow.runtime.acceleration import Precision, replayed
 from reinflow.runtime.config import AccelerationConfig
 from reinflow.types import Chain, Obs, Stochastic
 
@@ -56,8 +57,8 @@ class ActorCritic(nn.Module):
         self.gamma = gamma
         self.random_shift = random_shift
         self.register_buffer("scored", torch.zeros(0), persistent=False)
-        self.choose_views_(freeze_visual_encoder=True, privileged_dim=None)
         self.accelerate_(AccelerationConfig())
+        self.choose_views_(freeze_visual_encoder=True, privileged_dim=None)
 
     def choose_views_(self, freeze_visual_encoder: bool, privileged_dim: int | None) -> None:
         """What actor and critic see, and whether updates look at pictures again."""
@@ -72,15 +73,19 @@ class ActorCritic(nn.Module):
         spec, varies = self.policy.spec, self.policy.action_normalizer.varies
         scored = scored_dims(self.actor.num_steps, spec.pred_horizon, spec.executed, varies, mode)
         self.scored = scored.to(self.scored.device)
+        self.forget_graphs()
         initial = count_initial_noise * spec.pred_horizon * spec.action_dim
         self.num_scored = int(self.scored.sum()) + initial
 
     def encode(self, obs: Obs) -> Float[Tensor, "b z"]:
-        """The condition of an observation in float32, computed in bfloat16 where acceleration asks for that."""
-        if not self.bf16_encoder:
-            return self.policy.encode(obs)
-        with torch.autocast(self.policy.device.type, torch.bfloat16):
-            return self.policy.encode(obs).float()
+        """The condition of an observation in float32, computed in bfloat16 where acceleration asks for that.
+
+        An encoder that trains is part of the chain, and as precise.
+        """
+        device = self.policy.device.type
+        with self.precision.products() if self.trains_encoder else nullcontext():
+            with torch.autocast(device, torch.bfloat16) if self.encodes_in_bf16 else nullcontext():
+                return self.policy.encode(obs).float()
 
     @torch.no_grad()
     def view(self, obs: Obs) -> View:
@@ -112,15 +117,33 @@ class ActorCritic(nn.Module):
     def _denoised(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The parts of a `Chain`."""
         cond, x_0, noise = inputs
-        return tuple(vars(denoise(self.actor, cond, x_0, noise, self.scored)).values())
+        with self.precision.networks(cond.device):
+            return tuple(vars(denoise(self.actor, cond, x_0, noise, self.scored)).values())
 
     def accelerate_(self, config: AccelerationConfig) -> None:
-        """Sample faster from now on; weights and noise bounds may change in place."""
+        """Choose speed and precision, before an optimiser is made; weights and noise bounds may change in place."""
         if config.compile:
             net = cast(Any, self.policy.net)
             net.velocity = torch.compile(net.velocity)
-        self._denoise = replayed(self._denoised, config, self.policy.device)
-        self.bf16_encoder = config.bf16_encoder and not self.trains_encoder
+        self.acceleration = config
+        self.precision = Precision(config.tf32, config.bf16)
+        self.policy.replay_(config.cuda_graphs)
+        self._denoise = replayed(self._denoised, config.cuda_graphs)
+
+    @property
+    def encodes_in_bf16(self) -> bool:
+        """Whether pictures are, which float32 log-probabilities allow while the encoder is frozen."""
+        return self.acceleration.bf16_encoder and not self.trains_encoder
+
+    def forget_graphs(self) -> None:
+        """Record them anew: something that they read has moved."""
+        self._denoise = replayed(self._denoised, self.acceleration.cuda_graphs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Every move to another device or type comes through here."""
+        moved = super()._apply(fn, recurse)
+        self.forget_graphs()
+        return moved
 
     def get_value(self, cond: Float[Tensor, "b p"]) -> Float[Tensor, "b"]:
         """V of what the critic sees."""

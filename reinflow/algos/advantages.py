@@ -74,6 +74,9 @@ def return_scale(gamma: float) -> float:
     return 1 / max(1 - gamma, 0.01)
 
 
-def explained_variance(value: Float[Tensor, "..."], returns: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """1 is a perfect critic, 0 one that knows only the mean, below 0 worse than that."""
-    return 1 - distributed.variance(returns - value) / distributed.variance(returns).clamp_min(1e-8)
+def explained_variance(
+    value: Float[Tensor, "..."], returns: Float[Tensor, "..."], valid: Float[Tensor, "..."] | None = None
+) -> Float[Tensor, ""]:
+    """1 is a perfect critic, 0 one that knows only the mean, below 0 worse than that; over the rows that are valid."""
+    rest, all_of_it = (distributed.moments(x, valid)[1].square() for x in (returns - value, returns))
+    return 1 - rest / all_of_it.clamp_min(1e-8)

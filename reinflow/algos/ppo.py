@@ -7,11 +7,12 @@ joint nats, and the critic has an optimiser of its own, so that warm-up leaves t
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from nets.critic import PrivilegedValueNetwork
@@ -23,7 +24,6 @@ from reinflow.algos.rollout import RolloutBuffer, Rows
 from reinflow.policies.chain import chain_entropy, chain_log_prob, chain_moments, joint_kl
 from reinflow.runtime import distributed, interrupts
 from reinflow.runtime.acceleration import replayed
-from reinflow.runtime.config import AccelerationConfig
 from reinflow.runtime.trees import mapped
 
 ALPHA = {"sum": 0.0, "sqrt": 0.5, "mean": 1.0}
@@ -70,7 +70,8 @@ def ppo_loss(agent: ActorCritic, config: PPOConfig, cond: Float[Tensor, "b z"], 
     `approx_kl` is in joint nats; without the old `means` and `stds` it is estimated from the log-ratios.
     """
     actions, old_log_prob, valid = rows["actions"], rows["log_probs"], rows.get("valid")
-    means, stds = chain_moments(agent.actor, actions, cond)
+    with agent.precision.networks(cond.device):
+        means, stds = chain_moments(agent.actor, actions, cond)
     log_prob = chain_log_prob(actions, means, stds, agent.scored)
     log_ratio = scaled_log_ratio(log_prob, old_log_prob, agent.num_scored, config.logprob_reduction)
     ratio = log_ratio.clamp_max(MAX_LOG_RATIO).exp()
@@ -99,7 +100,7 @@ def ppo_loss(agent: ActorCritic, config: PPOConfig, cond: Float[Tensor, "b z"], 
 class PPO:
     """Optimises an `ActorCritic` on one rollout at a time."""
 
-    def __init__(self, agent: ActorCritic, config: PPOConfig, acceleration: AccelerationConfig | None = None):
+    def __init__(self, agent: ActorCritic, config: PPOConfig):
         self.agent = agent
         self.config = config
         self.velocity_parameters = list(agent.actor.velocity_parameters())
@@ -115,13 +116,17 @@ class PPO:
         self.actor_optimizer = torch.optim.Adam(groups, **kind)
         self.critic_optimizer = torch.optim.Adam(self.critic_parameters, lr=config.lr_critic, **kind)
         self.guard = StepGuard()
-        # several processes wait for each other in the middle of a step, which a graph can't hold
-        self.acceleration = AccelerationConfig() if distributed.active() or acceleration is None else acceleration
+        self.parameters = self.velocity_parameters + self.noise_parameters + self.critic_parameters
         self._forget_graphs()
 
     def _forget_graphs(self) -> None:
-        self.step = replayed(self.descend, self.acceleration, self.agent.policy.device)
-        self.step_critic = replayed(self.descend_critic, self.acceleration, self.agent.policy.device)
+        """A gradient step is one graph; processes meet in the middle of it, so there only the gradients are."""
+        wanted, alone = self.agent.acceleration.cuda_graphs, not distributed.active()
+        self.gradients = replayed(self.add_gradients, wanted and not alone)
+        self.critic_gradients = replayed(self.add_critic_gradients, wanted and not alone)
+        self.step = replayed(self.descend, wanted and alone)
+        self.step_critic = replayed(self.descend_critic, wanted and alone)
+        self.score = replayed(self.scored, wanted)
 
     def update(
         self, buffer: RolloutBuffer, generator: torch.Generator | None = None, *, critic_only: bool = False
@@ -129,26 +134,28 @@ class PPO:
         """All epochs over `buffer`; returns metrics as tensors. With `critic_only` the actor is not even evaluated."""
         data, kept = buffer.data, buffer.kept()
         if isinstance(self.agent.critic, PrivilegedValueNetwork):
-            self.agent.critic.fit_once_(data["critic_obs"][kept], distributed.row_moments)
+            self.agent.critic.fit_once_(data["critic_obs"], kept, distributed.row_moments)
         metrics = {
-            "explained_variance": explained_variance(data["value"][kept], data["returns"][kept]),
-            "advantage_std": distributed.moments(data["advantages"][kept])[1],
-            "value_mean": data["value"][kept].mean(),
+            "explained_variance": explained_variance(data["value"], data["returns"], kept),
+            "advantage_std": distributed.moments(data["advantages"], kept)[1],
+            "value_mean": mean_over(data["value"], kept),
             "value_scale": self.agent.critic.scale.clone(),
-            "action_clip_fraction": (data["actions"][:, :, -1][kept].abs() > 1).float().mean(),
+            "action_clip_fraction": clipped_share(data["actions"][:, :, -1], kept),
         }
         if critic_only:
             metrics |= mean_of(self.critic_epochs(buffer, generator, self.config.ppo_epochs))
             return metrics | self.guard.metrics()
         if "stds" in data:
-            metrics |= std_percentiles(data["stds"][kept])
+            metrics |= std_percentiles(data["stds"], kept)
         if self.config.normalize_advantages:
             data["advantages"] = normalized(data["advantages"], data["valid"])
         steps: list[dict[str, Tensor]] = []
         epochs = 0
         for _ in range(self.config.ppo_epochs):
-            minibatches = buffer.minibatches(self.config.minibatch_size, generator, overwrite=True)
-            epoch = [self.step(rows) for rows in interrupts.between(minibatches)]
+            batches = buffer.shuffled(self.config.minibatch_size, generator)
+            if not epochs and self.agent.precision.rounds(buffer.device):
+                self.rescore_(buffer, batches)
+            epoch = [self.step(rows) for rows in interrupts.between(buffer.gathered(batches, overwrite=True))]
             steps += epoch
             epochs += 1
             if self.config.target_kl is not None and self.mean_kl(epoch) > self.config.target_kl:
@@ -158,21 +165,46 @@ class PPO:
         metrics["final_kl"] = mean_of(epoch)["approx_kl"]
         metrics["epochs"] = torch.tensor(float(epochs))
         metrics |= self.guard.metrics()
-        self.actor_optimizer.zero_grad()
-        self.critic_optimizer.zero_grad()
+        self.zero_gradients()
         return metrics
 
     def mean_kl(self, epoch: list[dict[str, Tensor]]) -> Float[Tensor, ""]:
         """Of all processes, so that they stop together."""
         return distributed.mean(mean_of(epoch)["approx_kl"])
 
+    @torch.no_grad()
+    def rescore_(self, buffer: RolloutBuffer, batches: Iterable[Int[Tensor, "b"]]) -> None:
+        """Let the update's own kernels say what the old policy gave to the rollout, minibatch by minibatch.
+
+        Rounded products depend on the number of rows, and drawing has others than scoring: both sides of the ratio have
+        to come from the same ones.
+        """
+        for index, rows in zip(batches, buffer.gathered(batches, overwrite=True), strict=True):
+            buffer.replace_(index, self.score(rows))
+
+    def scored(self, rows: Rows) -> Rows:
+        """`log_probs`, `means` and `stds` of a minibatch's chains by the kernels of its gradient step."""
+        parts = []
+        for piece in self.pieces(rows):
+            cond = self.agent.condition(piece["obs"])
+            with self.agent.precision.networks(cond.device):
+                means, stds = chain_moments(self.agent.actor, piece["actions"], cond)
+            log_probs = chain_log_prob(piece["actions"], means, stds, self.agent.scored)
+            parts.append({"log_probs": log_probs, "means": means, "stds": stds})
+        return {name: joined([part[name] for part in parts]) for name in parts[0]}
+
+    def pieces(self, rows: Rows) -> Iterator[Rows]:
+        """A minibatch in micro-batches, or whole."""
+        count = len(rows["log_probs"])
+        size = min(self.config.micro_batch_size or count, count)
+        for start in range(0, count, size):
+            yield {name: mapped(entry, itemgetter(slice(start, start + size))) for name, entry in rows.items()}
+
     def descend(self, rows: Rows) -> dict[str, Tensor]:
         """A gradient step of actor and critic on a minibatch, on the device alone; `step` may replay it as a graph."""
-        self.actor_optimizer.zero_grad()
-        self.critic_optimizer.zero_grad()
-        losses = self.add_gradients(rows)
+        losses = self.gradients(rows)
         loss = losses.pop("loss")
-        distributed.average_gradients_(self.velocity_parameters + self.noise_parameters + self.critic_parameters)
+        distributed.average_gradients_(self.parameters)
         limit = self.config.max_grad_norm
         noise_gradients = [p.grad for p in self.noise_parameters if p.grad is not None]
         losses["grad_norm_noise"] = nn.utils.get_total_norm(noise_gradients)
@@ -187,21 +219,28 @@ class PPO:
         )
         return losses
 
+    def zero_gradients(self) -> None:
+        """In place where graphs write gradients that other processes' are added to, else by forgetting them."""
+        for optimizer in (self.actor_optimizer, self.critic_optimizer):
+            optimizer.zero_grad(set_to_none=not distributed.active())
+
     def add_gradients(self, rows: Rows) -> dict[str, Tensor]:
         """Gradients of the loss and its parts, over micro-batches whose weights are their shares of the valid rows."""
-        size = self.config.micro_batch_size
-        if size is None or size >= len(rows["log_probs"]):
-            losses = ppo_loss(self.agent, self.config, self.agent.condition(rows["obs"]), rows)
-            losses["loss"].backward()
-            return detached(losses)
-        parts: list[dict[str, Tensor]] = []
-        total = rows["valid"].sum().clamp_min(1)
-        for start in range(0, len(rows["log_probs"]), size):
-            piece = {name: mapped(entry, itemgetter(slice(start, start + size))) for name, entry in rows.items()}
-            share = piece["valid"].sum() / total
-            losses = ppo_loss(self.agent, self.config, self.agent.condition(piece["obs"]), piece)
-            (losses["loss"] * share).backward()
-            parts.append({name: v if name == "ratio_deviation" else v * share for name, v in detached(losses).items()})
+        self.zero_gradients()
+        with self.agent.precision.products():
+            if (self.config.micro_batch_size or len(rows["log_probs"])) >= len(rows["log_probs"]):
+                losses = ppo_loss(self.agent, self.config, self.agent.condition(rows["obs"]), rows)
+                losses["loss"].backward()
+                return detached(losses)
+            parts: list[dict[str, Tensor]] = []
+            total = rows["valid"].sum().clamp_min(1)
+            for piece in self.pieces(rows):
+                share = piece["valid"].sum() / total
+                losses = ppo_loss(self.agent, self.config, self.agent.condition(piece["obs"]), piece)
+                (losses["loss"] * share).backward()
+                parts.append(
+                    {name: v if name == "ratio_deviation" else v * share for name, v in detached(losses).items()}
+                )
         columns = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
         return {name: column.amax() if name == "ratio_deviation" else column.sum() for name, column in columns.items()}
 
@@ -219,13 +258,19 @@ class PPO:
 
     def descend_critic(self, seen: Tensor, returns: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """A gradient step of the critic alone, on the device alone; `step_critic` may replay it as a graph."""
-        loss = value_loss(self.agent, seen, returns, valid)
-        self.critic_optimizer.zero_grad()
-        weighted_value_loss(self.agent, loss, self.config.value_coef).backward()
+        loss = self.critic_gradients(seen, returns, valid)
         distributed.average_gradients_(self.critic_parameters)
         norm = nn.utils.clip_grad_norm_(self.critic_parameters, self.config.max_grad_norm)
         self.guard.step(loss, [(self.critic_optimizer, norm)])
-        return {"value_loss": loss.detach(), "grad_norm_critic": norm}
+        return {"value_loss": loss, "grad_norm_critic": norm}
+
+    def add_critic_gradients(self, seen: Tensor, returns: Tensor, valid: Tensor) -> Float[Tensor, ""]:
+        """Gradients of the value loss, which it returns."""
+        self.zero_gradients()
+        with self.agent.precision.products():
+            loss = value_loss(self.agent, seen, returns, valid)
+            weighted_value_loss(self.agent, loss, self.config.value_coef).backward()
+        return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Both optimisers, their tensors live; the agent's weights are saved elsewhere."""
@@ -244,11 +289,34 @@ def detached(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in values.items()}
 
 
-def std_percentiles(stds: Float[Tensor, "..."], most: int = 100_000) -> dict[str, Tensor]:
-    """5th, 50th and 95th percentile of the exploration noise, over an even selection of at most about `most` values."""
-    values = stds.flatten()[:: max(stds.numel() // most, 1)]
-    levels = values.quantile(torch.tensor([0.05, 0.5, 0.95], device=values.device))
-    return dict(zip(("noise_std_p05", "noise_std_p50", "noise_std_p95"), levels, strict=True))
+def joined(parts: list[Any]) -> Any:
+    """Rows of tensors, or of dicts of them, one after the other."""
+    if isinstance(parts[0], dict):
+        return {name: joined([part[name] for part in parts]) for name in parts[0]}
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def clipped_share(chunks: Float[Tensor, "r n h a"], kept: Bool[Tensor, "r n"]) -> Float[Tensor, ""]:
+    """Share of the numbers of those chunks that are beyond -1 and 1."""
+    return mean_over((chunks.abs() > 1).float().mean((-1, -2)), kept)
+
+
+def std_percentiles(
+    stds: Float[Tensor, "r n ..."], kept: Bool[Tensor, "r n"], most: int = 100_000
+) -> dict[str, Tensor]:
+    """5th, 50th and 95th percentile of those stds, over an even selection of at most about `most` of all values."""
+    every = max(stds.numel() // most, 1)
+    chosen = kept.view(*kept.shape, *(1,) * (stds.dim() - 2)).expand_as(stds).flatten()[::every]
+    values = torch.where(chosen, stds.flatten()[::every], torch.inf).sort().values
+    last = (chosen.sum() - 1).clamp_min(0)
+    names = {"noise_std_p05": 0.05, "noise_std_p50": 0.5, "noise_std_p95": 0.95}
+    return {name: between(values, level * last) for name, level in names.items()}
+
+
+def between(values: Float[Tensor, "n"], place: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The value at a place between two of them, linearly; no number of it leaves the device."""
+    low, high = place.floor().long().view(1), place.ceil().long().view(1)
+    return values.index_select(0, low).lerp(values.index_select(0, high), place.frac().to(values.dtype)).squeeze(0)
 
 
 def mean_of(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -225,14 +225,34 @@ class RolloutBuffer:
         `size` counts the rows of all processes. `names` limits what is gathered. With `overwrite` every minibatch takes
         the place of the one before it, in memory that stays.
         """
-        rows = {name: tensor for name, tensor in self.flat().items() if names is None or name in names}
+        yield from self.gathered(self.shuffled(size, generator), names, overwrite)
+
+    def shuffled(self, size: int, generator: torch.Generator | None = None) -> tuple[Int[Tensor, "b"], ...]:
+        """The rows of each minibatch of one pass, as `minibatches` gives them."""
         order = torch.randperm(self.buffer_size, generator=generator, device=self.device)
         count = min(math.ceil(self.buffer_size * distributed.world_size() / size), self.buffer_size)
-        for index in order.tensor_split(count):
+        return order.tensor_split(count)
+
+    def gathered(
+        self, batches: Iterable[Int[Tensor, "b"]], names: Collection[str] | None = None, overwrite: bool = False
+    ) -> Iterator[Rows]:
+        """Those rows of each entry, of all entries or of the `names` alone."""
+        rows = {name: tensor for name, tensor in self.flat().items() if names is None or name in names}
+        for index in batches:
             if overwrite:
                 yield {name: self._gather(name, entry, index) for name, entry in rows.items()}
             else:
                 yield {name: mapped(entry, itemgetter(index)) for name, entry in rows.items()}
+
+    def replace_(self, index: Int[Tensor, "b"], rows: Rows) -> None:
+        """Overwrite these rows in the entries that `rows` has and the rollout keeps."""
+        flat = self.flat()
+        for name in rows.keys() & flat.keys():
+            if isinstance(flat[name], dict):
+                for part, values in rows[name].items():
+                    flat[name][part][index] = values
+            else:
+                flat[name][index] = rows[name]
 
     def _gather(self, name: str, entry: Tensor | Obs, index: Int[Tensor, "b"]) -> Any:
         """Rows of an entry, in its own part of the memory that all minibatches share."""

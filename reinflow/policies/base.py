@@ -12,6 +12,7 @@ from nets.normalize import MinMaxNormalizer
 from reinflow.errors import UserError
 from reinflow.policies.encoder import ObsEncoder
 from reinflow.policies.spec import PolicySpec
+from reinflow.runtime.acceleration import EXACT, replayed
 from reinflow.types import Obs, Stochastic
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Policy(nn.Module):
         self.net = net
         self.encoder = ObsEncoder(spec)
         self.action_normalizer = MinMaxNormalizer(spec.action_dim)
+        self.replay_()
 
     def fit_normalizers_(
         self, states: Float[Tensor, "m s"], actions: Float[Tensor, "m a"], pictures: Obs | None = None
@@ -75,6 +77,7 @@ class Policy(nn.Module):
         """Drawn x_0; a scale of 0 draws as many numbers as any other."""
         return self.start_from(torch.randn(rows, *self.spec.chunk_shape, generator=generator, device=self.device))
 
+    @torch.no_grad()
     def act(
         self,
         obs: Obs,
@@ -82,13 +85,34 @@ class Policy(nn.Module):
         num_steps: int | None = None,
         noise: Float[Tensor, "b h a"] | None = None,
     ) -> Float[Tensor, "b e a"]:
-        """Actions in env units without exploration noise.
+        """Actions in env units without exploration noise, in exact float32 and without gradients.
 
-        The chain starts from standard normal `noise`, times the spec's scale, or from what `generator` draws.
+        The chain starts from standard normal `noise`, times the spec's scale, or from what `generator` draws. On a GPU
+        it is replayed as a CUDA graph from the fourth call of a shape on.
         """
-        cond = self.encode(obs)
-        x_0 = self.initial_noise(len(cond), generator) if noise is None else self.start_from(noise)
-        return self.to_action(self.sample(cond, x_0, num_steps))
+        if noise is None:
+            shape = (len(obs["state"]), *self.spec.chunk_shape)
+            noise = torch.randn(shape, generator=generator, device=self.device)
+        return self._decide({name: obs[name] for name in self.encoder.names}, noise, num_steps)
+
+    def _decided(self, obs: Obs, noise: Float[Tensor, "b h a"], num_steps: int | None) -> Float[Tensor, "b e a"]:
+        with EXACT.products():
+            return self.to_action(self.sample(self.encode(obs), self.start_from(noise), num_steps))
+
+    def replay_(self, wanted: bool = True) -> None:
+        """Whether `act` is a CUDA graph on a GPU; the graphs that there are, are made anew."""
+        self._replays = wanted
+        self._decide = replayed(self._decided, wanted, depends_on=self._graph_reads)
+
+    def _graph_reads(self) -> tuple[Any, ...]:
+        """What decides an action and may be replaced by another object."""
+        return self.spec, self.training, id(self.encoder), id(self.net), id(self.action_normalizer)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Every move to another device or type comes through here."""
+        moved = super()._apply(fn, recurse)
+        self.replay_(self._replays)
+        return moved
 
     def sample(
         self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"], num_steps: int | None = None

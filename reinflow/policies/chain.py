@@ -67,7 +67,7 @@ def denoise(
     kernel = actor.kernel(cond)
     states, steps = [x_0], []
     for k, eps in enumerate(noise):
-        steps.append(kernel(k, states[-1]))
+        steps.append(kernel(k, states[-1]).in_float32())
         states.append(steps[-1].draw(states[-1], eps))
     drawn, law = torch.stack(states, 1), Transition.stacked(steps)
     return Chain(drawn, law.centres, law.stds, log_prob=law.log_prob(drawn[:, 1:], scored))
@@ -77,7 +77,7 @@ def chain_moments(
     actor: Stochastic, states: Float[Tensor, "b k1 h a"], cond: Float[Tensor, "b z"]
 ) -> tuple[Centres, Float[Tensor, "b k h a"]]:
     """Means and stds of every step of given chains, K folded into the batch: one forward of b*K rows."""
-    law = actor.steps(states[:, :-1], cond)
+    law = actor.steps(states[:, :-1], cond).in_float32()
     return law.centres, law.stds
 
 

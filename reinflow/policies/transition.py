@@ -40,6 +40,11 @@ class Transition:
         """From what a rollout kept."""
         return cls(**centres, stds=stds) if isinstance(centres, dict) else cls(centres, stds)
 
+    def in_float32(self) -> Transition:
+        """For densities, of what a network may have given in bfloat16."""
+        weights = None if self.log_weights is None else self.log_weights.float()
+        return Transition(self.means.float(), self.stds.float(), weights)
+
     @property
     def centres(self) -> Tensor | dict[str, Tensor]:
         """All but the stds, for a rollout to keep."""

@@ -21,7 +21,7 @@ FREE = frozenset({
 })  # fmt: skip
 """flags that may change; a longer run follows the learning rate and noise of its new length"""
 
-FLAGS_ADDED_LATER = {"initial_noise_scale": 1.0, "only_success": False}
+FLAGS_ADDED_LATER = {"initial_noise_scale": 1.0, "only_success": False, "tf32": True}
 """flags that a run may lack because it is older than they are, and whose default is not what it did without them"""
 
 LEFT_OPEN = {"reward_mode"}

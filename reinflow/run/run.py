@@ -30,6 +30,7 @@ from reinflow.run.progress import Progress
 from reinflow.run.status import HEADLINES, Status
 from reinflow.run.wandb_mode import usable_mode
 from reinflow.runtime import distributed
+from reinflow.runtime.acceleration import allow_tf32
 from reinflow.runtime.interrupts import Interrupted, listening
 from reinflow.runtime.rng import seed_globals
 from reinflow.runtime.watch import Watch
@@ -42,9 +43,9 @@ def pick_device(cuda: bool) -> torch.device:
 
 
 def seed_everything(seed: int, deterministic: bool = True) -> None:
-    """Seed Python, NumPy and torch (all devices), and let a GPU multiply in TF32."""
+    """Seed Python, NumPy and torch (all devices), and let a GPU take TF32 for all but a chain's networks."""
     seed_globals(seed)
-    torch.backends.cuda.matmul.allow_tf32 = True
+    allow_tf32(products=True, convolutions=True)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
 

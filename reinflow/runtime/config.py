@@ -9,8 +9,15 @@ from dataclasses import dataclass
 class AccelerationConfig:
     """Speed on a GPU."""
 
-    cuda_graphs: bool = False
-    """replay denoising chains and gradient steps as CUDA graphs; plain code, with a warning, where that fails"""
+    cuda_graphs: bool = True
+    """replay denoising chains, gradient steps and decisions as CUDA graphs where there is a GPU; plain code, with a
+    warning, where that fails"""
+    tf32: bool = False
+    """let the networks of a chain multiply and convolve in TF32, 10 bits; old and new log-probabilities then both come
+    from the update's own kernels"""
+    bf16: bool = False
+    """let them multiply in bfloat16, 7 bits, in the same way: the ratio is exact before the first step, and noise after
+    it (docs/gpu.md)"""
     compile: bool = False
     """compile the velocity network (torch.compile): minutes at the start, and slower than plain code on a CPU"""
     bf16_encoder: bool = False

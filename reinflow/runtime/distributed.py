@@ -292,14 +292,6 @@ def moments(
     return average, (squares / (valid.sum() - 1).clamp_min(1)).sqrt()
 
 
-def variance(x: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Of the values of all processes."""
-    if not active():
-        return x.var()
-    count, _, (squares,) = merged(x.reshape(-1, 1))
-    return (squares / (count - 1)).to(x.dtype)
-
-
 def row_moments(rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
     """Mean and std of every column over the rows of all processes, for a normaliser."""
     if not active():

@@ -221,7 +221,7 @@ def test_advantages_are_normalised_over_the_whole_rollout_when_asked(make_agent:
 
 
 def test_std_percentiles_of_a_ramp():
-    levels = std_percentiles(torch.linspace(0, 1, 101).reshape(1, 101))
+    levels = std_percentiles(torch.linspace(0, 1, 101).reshape(1, 101, 1), torch.ones(1, 101).bool())
     assert [round(level.item(), 4) for level in levels.values()] == [0.05, 0.5, 0.95]
 
 
