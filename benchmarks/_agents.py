@@ -14,7 +14,7 @@ from reinflow.policies import NETS, PolicySpec, build_policy
 from reinflow.runtime.config import AccelerationConfig
 
 STATE_DIM, ACTION_DIM = 42, 7
-GRAPHS = AccelerationConfig(cuda_graphs=True)
+PLAIN, GRAPHS = AccelerationConfig(cuda_graphs=False), AccelerationConfig()
 
 
 def device() -> torch.device:
@@ -22,7 +22,7 @@ def device() -> torch.device:
 
 
 def make_agent(net: str, horizon: int, num_steps: int, ppo: PPOConfig | None = None) -> ReinFlowAgent:
-    """With the defaults of a network; a horizon of 16 executes 8 steps and sees 2 frames, as in the guide."""
+    """Plain code with the defaults of a network; a horizon of 16 executes 8 steps and sees 2 frames, as in the guide."""
     torch.manual_seed(0)
     spec = PolicySpec.of(
         net=net,
@@ -33,7 +33,9 @@ def make_agent(net: str, horizon: int, num_steps: int, ppo: PPOConfig | None = N
         action_dim=ACTION_DIM,
         num_inference_steps=num_steps,
     )
-    return ReinFlowAgent.from_policy(build_policy(spec).to(device()), ppo or PPOConfig())
+    agent = ReinFlowAgent.from_policy(build_policy(spec).to(device()), ppo or PPOConfig())
+    agent.accelerate_(PLAIN)
+    return agent
 
 
 def conditions(agent: ReinFlowAgent, rows: int) -> Tensor:

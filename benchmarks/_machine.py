@@ -26,5 +26,12 @@ def fingerprint() -> dict[str, object]:
         "load": os.getloadavg()[0],
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("torch", "numpy", "mani_skill", "sapien")},
+        **{name: version(name) for name in ("torch", "numpy", "mani_skill", "sapien")},
     }
+
+
+def version(package: str) -> str | None:
+    """None where it is not installed: the learner is measured on machines without a simulator, too."""
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None

@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks._agents import add_net_flag, conditions, make_agent
+from benchmarks._agents import add_graphs_flag, add_net_flag, conditions, make_agent, wants_graphs
 from benchmarks._compare import Variant, compare, parser, report
 from benchmarks._peer import add_peer_flag, beside
 from benchmarks._straightforward import looped_moments, unsplit
 from reinflow.policies.chain import chain_log_prob, chain_moments
+from reinflow.runtime.acceleration import EXACT, WARMUPS, replayed
 
 
 def main() -> None:
@@ -22,6 +23,7 @@ def main() -> None:
     add_net_flag(flags)
     flags.add_argument("--k", type=int, default=8, help="denoising steps")
     flags.add_argument("--horizon", type=int, nargs="+", default=[16, 8], help="predicted env steps")
+    add_graphs_flag(flags)
     add_peer_flag(flags)
     args = flags.parse_args()
     if args.threads:
@@ -39,15 +41,16 @@ def main() -> None:
             def scored(
                 moments, agent=agent, cond=cond, states=chain.states, parameters=parameters
             ) -> dict[str, Tensor]:
-                log_prob = chain_log_prob(states, *moments(), agent.scored)
-                gradients = torch.autograd.grad(log_prob.mean(), parameters, allow_unused=True)
+                with EXACT.products():
+                    log_prob = chain_log_prob(states, *moments(), agent.scored)
+                    gradients = torch.autograd.grad(log_prob.mean(), parameters, allow_unused=True)
                 return {
                     "log_prob": log_prob.detach(),
                     "gradient": torch.cat([g.flatten() for g in gradients if g is not None]),
                 }
 
             def folded(agent=agent, cond=cond, states=chain.states, scored=scored) -> dict[str, Tensor]:
-                return scored(lambda: chain_moments(agent.actor, states, cond))
+                return scored(lambda: chain_moments(agent.actor, states, cond), states=states)
 
             def looped(agent=agent, cond=cond, states=chain.states, scored=scored) -> dict[str, Tensor]:
                 return scored(lambda: looped_moments(agent, states, cond))
@@ -58,6 +61,15 @@ def main() -> None:
 
             case = f"{net}, B = {args.batch}, K = {args.k}, H = {horizon}"
             ways = [Variant("loop over k", looped), Variant("one batch", folded)]
+            if wants_graphs(args):
+                replay = replayed(lambda states, folded=folded: folded(states=states))
+
+                def one_graph(replay=replay, states=chain.states) -> dict[str, Tensor]:
+                    return replay(states)
+
+                for _ in range(WARMUPS):
+                    one_graph()  # so that it is a graph that has to agree
+                ways.append(Variant("one CUDA graph", one_graph))
             comparisons.append(compare(case, ways, args.rounds, tolerance=1e-3))
             if net == "unet":
                 nets = [Variant("plain", plain), Variant("split", folded)]

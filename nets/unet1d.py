@@ -10,7 +10,7 @@ mish(times) + W_c mish(c)`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -22,17 +22,26 @@ from nets.velocity import VelocityNet
 
 
 class LocalConv1d(nn.Conv1d):
-    """Same-padded convolution, as a dense product where that is faster.
+    """Same-padded convolution, as the matrix product that is fastest for its size.
 
-    Where the sequence is at most half the kernel long most taps meet padding only: with a kernel of 5 and a length of
-    2, 6 of 10 products are with zeros. And for a few rows on a CPU, torch's convolution reads its weights several times
-    slower than a product of their windows does.
+    A chunk is so short that padding is a large part of what a kernel meets: with a kernel of 5 and a length of 4, 6 of
+    20 products are with zeros, and 16 make the dense product of whole sequences. That one is a matrix of all taps,
+    which many rows pay for. Few rows are a product of their windows: torch's convolution reads its weights several
+    times slower on a CPU, and has no fast kernel for so short a sequence on a GPU.
     """
 
-    min_rows = 64
-    """rows from which rearranging the weights for a short sequence costs less than it saves (measured on a CPU)"""
-    few_rows = 4
-    """rows up to which windows are faster (measured on a CPU)"""
+    few_rows = 16
+    """rows up to which windows are fastest on a CPU, whatever the length (measured)"""
+    short = 4
+    """length up to which torch's convolution is never the fastest on a CPU (measured)"""
+    short_on_gpu = 16
+    """the same on a GPU (not measured)"""
+    dense_rows = 256
+    """rows from which a dense product of a short sequence is faster than one of windows (measured on a CPU)"""
+    dense_rows_on_gpu = 1024
+    """the same on a GPU (not measured), where windows also hold five times the memory of a gradient step"""
+    most_taps = 2**21
+    """numbers in the matrix of a dense product, beyond which it isn't made"""
 
     def __init__(self, in_dim: int, out_dim: int, kernel_size: int):
         self.centre = kernel_size // 2
@@ -40,18 +49,70 @@ class LocalConv1d(nn.Conv1d):
 
     def forward(self, x: Float[Tensor, "b i h"]) -> Float[Tensor, "b o h"]:
         """The same convolution by whichever product is fastest for this number of rows and this length."""
-        rows, _, length = x.shape
-        centre = self.centre
-        if rows <= self.few_rows and x.device.type == "cpu":
-            windows = F.pad(x, (centre, centre)).unfold(2, self.kernel_size[0], 1).transpose(1, 2)
-            return F.linear(windows.flatten(2), self.weight.flatten(1), self.bias).transpose(1, 2)
-        if length > centre or rows < self.min_rows:
-            return super().forward(x)
-        # output position p meets input position j through tap centre - p + j
-        taps = torch.stack([self.weight[:, :, centre - p : centre - p + length] for p in range(length)], dim=1)
+        way = self._way(len(x), x.shape[2], x.device.type == "cuda")
+        return super().forward(x) if way is None else getattr(self, way)(x)
+
+    def _way(self, rows: int, length: int, on_gpu: bool) -> Literal["dense", "by_windows"] | None:
+        """None is torch's own."""
+        if length > (self.short_on_gpu if on_gpu else self.short):
+            return "by_windows" if rows <= self.few_rows else None
+        if self.centre == 0:
+            return "by_windows" if on_gpu or rows <= self.few_rows else None
+        few = self.dense_rows_on_gpu if on_gpu else self.dense_rows if length > self.centre else self.dense_rows // 4
+        fits = length**2 * self.in_channels * self.out_channels <= self.most_taps
+        return "dense" if fits and rows >= few else "by_windows"
+
+    def by_windows(self, x: Float[Tensor, "b i h"]) -> Float[Tensor, "b o h"]:
+        """A product of what each position sees."""
+        windows = F.pad(x, (self.centre, self.centre)).unfold(2, self.kernel_size[0], 1).transpose(1, 2)
+        return F.linear(windows.flatten(2), self.weight.flatten(1), self.bias).transpose(1, 2)
+
+    def dense(self, x: Float[Tensor, "b i h"]) -> Float[Tensor, "b o h"]:
+        """A product of whole sequences: output position p meets input position j through tap centre - p + j."""
+        length = x.shape[2]
+        reach = length - 1 - self.centre  # beyond the kernel are taps of 0, or some of its own are out of reach
+        taps = F.pad(self.weight, (reach, reach)).unfold(2, length, 1).flip(2).transpose(1, 2)
         bias = cast(Tensor, self.bias).repeat_interleave(length)
         out = F.linear(x.flatten(1), taps.flatten(2).flatten(0, 1), bias)
         return out.unflatten(1, (self.out_channels, length))
+
+
+class Downsample(nn.Conv1d):
+    """Half as many positions; a product of windows on a GPU, which has no fast convolution for so few."""
+
+    def __init__(self, dim: int):
+        super().__init__(dim, dim, 3, stride=2, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h"]) -> Float[Tensor, "b c half"]:
+        """An odd length is rounded up."""
+        return self.by_windows(x) if x.device.type == "cuda" else super().forward(x)
+
+    def by_windows(self, x: Float[Tensor, "b c h"]) -> Float[Tensor, "b c half"]:
+        """A product of what each second position sees."""
+        windows = F.pad(x, (1, 1)).unfold(2, 3, 2).transpose(1, 2)
+        return F.linear(windows.flatten(2), self.weight.flatten(1), self.bias).transpose(1, 2)
+
+
+class Upsample(nn.ConvTranspose1d):
+    """Twice as many positions; a product of windows on a GPU, which has no fast convolution for so few."""
+
+    def __init__(self, dim: int):
+        super().__init__(dim, dim, 4, stride=2, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h"], output_size: list[int] | None = None) -> Float[Tensor, "b c two_h"]:
+        """Always twice the length, whatever `output_size` is."""
+        return self.by_windows(x) if x.device.type == "cuda" else super().forward(x)
+
+    def by_windows(self, x: Float[Tensor, "b c h"]) -> Float[Tensor, "b c two_h"]:
+        """Position 2p sees p through tap 1 and p - 1 through tap 3, position 2p + 1 sees p by 2 and p + 1 by 0."""
+        nothing = torch.zeros_like(self.weight[:, :, 0])
+        even = torch.stack((self.weight[:, :, 3], self.weight[:, :, 1], nothing))
+        odd = torch.stack((nothing, self.weight[:, :, 2], self.weight[:, :, 0]))
+        taps = torch.stack((even, odd)).permute(3, 0, 2, 1)  # (out, which of two, in, window)
+        windows = F.pad(x, (1, 1)).unfold(2, 3, 1).transpose(1, 2)
+        bias = cast(Tensor, self.bias).repeat_interleave(2)
+        out = F.linear(windows.flatten(2), taps.flatten(2).flatten(0, 1), bias)
+        return out.unflatten(2, (self.out_channels, 2)).transpose(1, 2).flatten(2)
 
 
 class ConvBlock(nn.Sequential):
@@ -73,7 +134,7 @@ class FiLMResidualBlock(nn.Module):
         self.film_dim = 2 * out_dim
         self.first = ConvBlock(in_dim, out_dim, kernel_size, n_groups)
         self.second = ConvBlock(out_dim, out_dim, kernel_size, n_groups)
-        self.skip = nn.Conv1d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
+        self.skip = LocalConv1d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
 
     def forward(self, x: Float[Tensor, "b i h"], film: Float[Tensor, "b two_o"]) -> Float[Tensor, "b o h"]:
         """`film` holds gains for the channels between both convolutions, then their biases; zeros change nothing."""
@@ -110,13 +171,13 @@ class ShortCutVelocityUNet1D(VelocityNet):
         self.down = nn.ModuleList(
             nn.ModuleList((block(i, o), block(o, o))) for i, o in zip(ins, down_dims, strict=True)
         )
-        self.downsample = nn.ModuleList(nn.Conv1d(o, o, 3, stride=2, padding=1) for o in down_dims[:-1])
+        self.downsample = nn.ModuleList(Downsample(o) for o in down_dims[:-1])
         self.middle = nn.ModuleList(block(down_dims[-1], down_dims[-1]) for _ in range(2))
         ups = tuple(zip(down_dims[:0:-1], down_dims[-2::-1], strict=True))
         self.up = nn.ModuleList(nn.ModuleList((block(2 * i, o), block(o, o))) for i, o in ups)
-        self.upsample = nn.ModuleList(nn.ConvTranspose1d(o, o, 4, stride=2, padding=1) for _, o in ups)
+        self.upsample = nn.ModuleList(Upsample(o) for _, o in ups)
         self.out = nn.Sequential(
-            ConvBlock(down_dims[0], down_dims[0], kernel_size, n_groups), nn.Conv1d(down_dims[0], input_dim, 1)
+            ConvBlock(down_dims[0], down_dims[0], kernel_size, n_groups), LocalConv1d(down_dims[0], input_dim, 1)
         )
         self.film_dims = [block.film_dim for block in self.blocks]
         self.film_step = nn.Linear(2 * diffusion_step_embed_dim, sum(self.film_dims))

@@ -115,6 +115,8 @@ class ChunkStep:
     broken: Bool[Tensor, "n"]
     """an observation, reward or action was not usable, or its worker died: the decision has no outcome and its episode
     is cut; neither terminated nor truncated"""
+    ends: bool = True
+    """False where the host knows that no episode ended or was cut, so that nobody has to ask a GPU"""
 
     @property
     def ended(self) -> Bool[Tensor, "n"]:

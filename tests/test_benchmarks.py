@@ -77,7 +77,7 @@ def test_a_rollout_has_no_update_and_can_use_graphs(run, monkeypatch):
     assert "update" not in row["shares"]["product"]
 
 
-@pytest.mark.parametrize("name", ["iteration", "rollout", "sampler"])
+@pytest.mark.parametrize("name", ["iteration", "rollout", "sampler", "update", "latency"])
 def test_graphs_are_not_claimed_where_there_is_no_gpu(run, name, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -85,6 +85,20 @@ def test_graphs_are_not_claimed_where_there_is_no_gpu(run, name, capsys):
         run(name, f"{TINY[name]} --cuda_graphs")
     assert ended.value.code == 2
     assert "--cuda_graphs needs a GPU" in capsys.readouterr().err
+
+
+def test_a_machine_without_a_simulator_is_described_too(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert fingerprint()["mani_skill"] is None
+
+
+def test_ways_that_decide_otherwise_are_not_timed():
+    acts = {"plain": lambda: torch.ones(1, 2, 3), "wrong": lambda: torch.full((1, 2, 3), 1.001)}
+    with pytest.raises(SystemExit, match=r"mlp, K = 1: the ways differ by 1\.00e-03"):
+        timings("mlp", 1, acts, rounds=1)
 
 
 def wrong(rows: dict, fault: str) -> dict:

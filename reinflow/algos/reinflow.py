@@ -98,11 +98,8 @@ class ReinFlow:
         )
 
     def _final_value(self, step: ChunkStep) -> Tensor:
-        """V of the last observations, which counts where an episode ended.
-
-        Encoding pictures costs more than looking whether one did; encoding states costs less than waiting for a GPU.
-        """
-        if self.agent.policy.spec.image is not None and not step.ended.any():
+        """V of the last observations, which counts where an episode ended."""
+        if not step.ends:
             return torch.zeros_like(step.reward)
         return self.agent.get_value(self.agent.view(step.final_obs).critic)
 

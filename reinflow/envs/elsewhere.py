@@ -54,9 +54,11 @@ def same(one: torch.device, other: torch.device) -> bool:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """A tensor, or a dict or dataclass of tensors, on `device`."""
+    """A tensor, or a dict or dataclass of tensors, on `device`; what the host knows stays there."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
+    if isinstance(value, bool):
+        return value
     if isinstance(value, dict):
         return {name: moved(inner, device) for name, inner in value.items()}
     return type(value)(**{name: moved(inner, device) for name, inner in vars(value).items()})

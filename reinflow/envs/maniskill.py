@@ -59,6 +59,7 @@ class ManiSkillEnv:
         UserError for what can't be made, with the fix.
         """
         self.config = config
+        self.ends_early = config.terminate_on_success
         self.num_envs = num_envs
         self.builds = builds or Builds()
         self.env = make(config, num_envs, backend, self.builds.every, filmed)

@@ -140,6 +140,7 @@ class WorkerChunkEnv:
             final_obs=self._cloned("final_obs"),
             episode=EpisodeStats(**self._cloned("episode")),
             **{name: self._shared[name].clone() for name in names},
+            ends=any(bool(self._shared[name].any()) for name in ("terminated", "truncated", "broken")),
         )
 
     def state(self) -> list[Any] | None:
@@ -364,7 +365,8 @@ def answer(env: ChunkEnv, word: str, content: Any, shared: dict[str, Any]) -> An
     elif word == "rebuild":
         env.rebuild(content)
     elif word == "step":
-        write(shared, vars(env.step_chunk(shared["actions"])))
+        outcome = vars(env.step_chunk(shared["actions"]))
+        write(shared, {name: value for name, value in outcome.items() if name != "ends"})  # which the trainer sees
     elif word == "state":
         return {"env": env.state(), "rng": rng_state()}
     elif word == "restore":

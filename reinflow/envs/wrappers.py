@@ -1,7 +1,8 @@
 """One decision is up to `act_horizon` env steps: the chunk executor and the observation history over any `BatchedEnv`.
 
 Envs of a batch are independent: one that ends in the middle of a chunk is no longer counted while the others finish
-theirs. Nothing here loops over envs, or waits for a GPU inside a chunk. Pictures are rendered only of the frames that
+theirs. Nothing here loops over envs, or waits for a GPU inside a chunk; after one it waits once, and not at all where no
+episode can have ended. Pictures are rendered only of the frames that
 end up in a history: with 8 steps a chunk and a history of 2, that is 2 of 8.
 """
 
@@ -61,6 +62,7 @@ class ActionChunk:
         """
         self.env = env
         self.spec = env.spec
+        self.limit = env.spec.max_episode_steps
         self.num_envs = env.num_envs
         self.device = env.device
         self.looks = env.device.type == "cpu"
@@ -77,6 +79,12 @@ class ActionChunk:
         self.stats = self._fresh_stats()
         self.episodes = torch.zeros(env.num_envs, dtype=torch.long, device=env.device)
         """ended since the scenes were built"""
+        self.ends_early = getattr(env, "ends_early", True)
+        """whether an episode may end before its limit; an env that doesn't say so may"""
+        self.lengths = torch.zeros(env.num_envs, dtype=torch.long)
+        """those of `stats`, on the host"""
+        self.overdue = ~self.everywhere
+        """envs that broke while nobody looked: they wait for their reset, and their decisions are broken too"""
         self._state: dict[str, Any] | None = None
         """of this moment, once somebody asked: an env that forgets twice is not quite where it was after once"""
 
@@ -85,6 +93,7 @@ class ActionChunk:
         self._state = None
         self.history.refill(self.env.reset(seed=seed), self.everywhere)
         self.stats = self._fresh_stats()
+        self._start_counting(torch.zeros_like(self.lengths))
         return self.history.snapshot()
 
     def rebuild(self, seeds: list[int] | None = None) -> None:
@@ -105,13 +114,18 @@ class ActionChunk:
         self._remember(steps, counted)
         final_obs = self.history.snapshot()
         ended = outcome.terminated | outcome.truncated | outcome.broken
-        if self._wears_out(ended):
+        ends = True
+        if self._nobody_can_end():
+            self.stats, self.overdue, ends = outcome.episode, outcome.broken, False
+            self.lengths = self.lengths + self.act_horizon
+        elif self._wears_out(count := self._look(ended, outcome.episode)):
             self.rebuild()
             self.reset()
             outcome = replace(outcome, truncated=~(outcome.terminated | outcome.broken))
         else:
-            self._restart(ended, outcome.episode)
-        return replace(outcome, obs=self.history.snapshot(), final_obs=final_obs)
+            self._restart(ended, count, outcome.episode)
+            ends = count > 0
+        return replace(outcome, obs=self.history.snapshot(), final_obs=final_obs, ends=ends)
 
     def state(self) -> dict[str, Any] | None:
         """The env's state with histories and statistics; None before the first reset, or where the env has none."""
@@ -132,6 +146,7 @@ class ActionChunk:
         self.history.frames = dict(state["frames"])
         self.stats = EpisodeStats(**state["stats"])
         self.episodes = state["episodes"]
+        self._start_counting(self.stats.length)
         self._state = state
         return self.history.snapshot()
 
@@ -141,7 +156,7 @@ class ActionChunk:
 
     def _run(self, actions: Float[Tensor, "n e a"]) -> list[StepResult]:
         """Step all envs to the chunk's end, or where it `looks` until all of them have ended."""
-        left = int((self.spec.max_episode_steps - self.stats.length).max()) if self.looks else self.act_horizon
+        left = int((self.limit - self.lengths).max()) if self.looks else self.act_horizon
         seen = self._frames_seen()
         steps, over = [], ~self.everywhere
         for index in range(min(self.act_horizon, left)):
@@ -161,7 +176,7 @@ class ActionChunk:
             torch.stack([getattr(step, name) for step in steps]) for name in ("reward", "success", "terminated")
         )
         usable = self._usable(reward, steps)
-        at_limit = self.stats.length + self.ordinals[: len(steps)] >= self.spec.max_episode_steps
+        at_limit = self.stats.length + self.ordinals[: len(steps)] >= self.limit
         ends = at_limit | torch.stack([step.ended for step in steps])
         stops = ends | ~usable
         runs = sound & (stops.cumsum(0) - stops.long() == 0)
@@ -199,17 +214,20 @@ class ActionChunk:
         """Steps of the coming chunk whose pictures reach a history: the last ones before its end, or an episode's."""
         if self.spec.image is None:
             return set()
-        executes = (self.spec.max_episode_steps - self.stats.length).clamp(max=self.act_horizon)
+        executes = (self.limit - self.lengths).clamp(max=self.act_horizon)
         ends = executes.unique().tolist()
         return {end - back for end in ends for back in range(1, self.obs_horizon + 1)}
 
     def _checked(self, actions: Tensor) -> tuple[Float[Tensor, "n e a"], Bool[Tensor, "n"]]:
-        """The actions inside their bounds, and in which envs all of them are numbers; in the others they are 0."""
+        """The actions inside their bounds, and which envs may execute them; in the others they are 0.
+
+        Those are where an action is no number, and where a reset is overdue.
+        """
         shape = (self.num_envs, self.act_horizon, self.spec.action_dim)
         if tuple(actions.shape) != shape:
             raise ValueError(f"{self.spec.env_id} takes actions of shape {shape}, got {tuple(actions.shape)}")
         actions = actions.to(self.device, torch.float32)
-        sound = row_sums(actions).abs() < math.inf
+        sound = (row_sums(actions).abs() < math.inf) & ~self.overdue
         return torch.where(_like(sound, actions), actions, 0.0).clamp(self.low, self.high), sound
 
     def _usable(self, reward: Float[Tensor, "i n"], steps: list[StepResult]) -> Bool[Tensor, "i n"]:
@@ -220,24 +238,43 @@ class ActionChunk:
                 usable = usable & (torch.stack([row_sums(step.obs[name]) for step in steps]).abs() < math.inf)
         return usable
 
-    def _wears_out(self, ended: Bool[Tensor, "n"]) -> bool:
-        """Count the episodes that ended; whether it is time for other geometry."""
-        if not self.rebuild_every:
-            return False
-        self.episodes = self.episodes + ended
-        return bool((self.episodes >= self.rebuild_every).any())
+    def _nobody_can_end(self) -> bool:
+        """Whether a GPU need not be asked, because all envs are further from their limits than the chunk is long."""
+        return not (self.looks or self.ends_early) and int(self.lengths.max()) + self.act_horizon < self.limit
 
-    def _restart(self, ended: Bool[Tensor, "n"], stats: EpisodeStats) -> None:
-        """Reset the ended envs alone; everything of the others stays."""
+    def _look(self, ended: Bool[Tensor, "n"], stats: EpisodeStats) -> int:
+        """How many envs ended, and on the host how long the others' episodes are: the one wait of a decision.
+
+        Episodes since the scenes were built are counted, too, where they matter.
+        """
+        if self.rebuild_every:
+            self.episodes = self.episodes + ended
+        lengths = torch.where(ended, 0, stats.length)
+        numbers = torch.cat((lengths, ended.sum().view(1), self.episodes.max().view(1))).cpu()
+        self.lengths, count, self.most_episodes = numbers[:-2], int(numbers[-2]), int(numbers[-1])
+        return count
+
+    def _wears_out(self, count: int) -> bool:
+        """Whether it is time for other geometry, after `count` envs ended."""
+        return bool(count and self.rebuild_every and self.most_episodes >= self.rebuild_every)
+
+    def _start_counting(self, lengths: Int[Tensor, "n"]) -> None:
+        """After all envs were put somewhere."""
+        self.lengths = lengths.cpu()
+        self.overdue = torch.zeros_like(self.everywhere)
+
+    def _restart(self, ended: Bool[Tensor, "n"], count: int, stats: EpisodeStats) -> None:
+        """Reset the `count` ended envs alone; everything of the others stays."""
         self.stats = stats
-        env_idx: Int[Tensor, "m"] = ended.nonzero().squeeze(1)
-        if len(env_idx) == 0:
+        if not count:
             return
+        env_idx: Int[Tensor, "m"] = (~ended).int().argsort(stable=True)[:count]  # nonzero() would wait once more
         self.history.refill(self.env.reset(env_idx=env_idx), ended)
         fresh = self._fresh_stats()
         self.stats = EpisodeStats(
             **{name: torch.where(ended, getattr(fresh, name), value) for name, value in vars(stats).items()}
         )
+        self.overdue = torch.zeros_like(ended)
 
     def _fresh_stats(self) -> EpisodeStats:
         nothing = torch.zeros(self.num_envs, device=self.device)

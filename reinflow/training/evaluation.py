@@ -149,10 +149,11 @@ def play(actor: Actor, env: ChunkEnv, seeds: list[int], wanted: int) -> Float[Te
     obs = env.reset(seed=seeds)
     actor.begin(seeds)
     pending = torch.arange(env.num_envs, device=env.device) < wanted
+    known = pending.cpu()
     result = torch.zeros(env.num_envs, 5, device=env.device)
-    while pending.any():
+    while known.any():
         interrupts.check()
-        step = env.step_chunk(actor.act(obs, pending))
+        step = env.step_chunk(actor.act(obs, known))
         result[:, 4] += pending
         stats = step.episode
         columns = (stats.success_once, stats.success_at_end, stats.return_, stats.length)
@@ -161,6 +162,8 @@ def play(actor: Actor, env: ChunkEnv, seeds: list[int], wanted: int) -> Float[Te
         first_end = pending & over
         result[:, :4] = torch.where(first_end[:, None], torch.stack([c.float() for c in columns], dim=1), result[:, :4])
         pending &= ~over
+        if step.ends:
+            known = pending.cpu()
         obs = step.obs
     return result[:wanted]
 
@@ -190,7 +193,7 @@ class Actor:
         self.first = seeds[0]
 
     def act(self, obs: Obs, pending: Bool[Tensor, "n"]) -> Float[Tensor, "n e a"]:
-        """Actions in env units; 0 in blocks where no episode is pending."""
+        """Actions in env units; 0 in blocks where no episode is pending, which the host knows."""
         before = time.perf_counter()
         inputs = {**obs, "noise": self.noise[self.decision]}
         if self.block is None:

@@ -19,7 +19,7 @@ from nets import (
     VelocityTransformer,
 )
 from nets.taps import blocks_at, tapped
-from nets.unet1d import LocalConv1d
+from nets.unet1d import Downsample, LocalConv1d, Upsample
 
 B, A, Z = 5, 7, 12
 
@@ -249,24 +249,55 @@ def test_default_unet_has_three_levels_and_default_mlp_a_third_of_a_million_para
     assert 308_224 < sum(p.numel() for p in mlp.parameters()) < 3.6e5
 
 
-@pytest.mark.parametrize("rows", [1, LocalConv1d.few_rows, LocalConv1d.few_rows + 1, LocalConv1d.min_rows])
-@pytest.mark.parametrize("length", [1, 2, 3, 16])
-def test_convolution_of_few_rows_or_a_short_sequence_equals_torch_in_value_and_gradient(length, rows):
+WAYS = ("forward", "by_windows", "dense")
+
+
+def same_in_value_and_gradient(conv: torch.nn.Module, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    upstream = torch.randn_like(theirs)
+    gradients = (torch.autograd.grad(values, conv.parameters(), upstream) for values in (ours, theirs))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 16])
+@pytest.mark.parametrize(("rows", "kernel"), [(1, 5), (17, 5), (256, 5), (17, 1), (17, 3)])
+def test_every_way_to_convolve_equals_torch_in_value_and_gradient(way, length, rows, kernel):
     torch.manual_seed(0)
-    conv, x = LocalConv1d(6, 5, kernel_size=5), torch.randn(rows, 6, length)
-    plain = torch.nn.functional.conv1d(x, conv.weight, conv.bias, padding=2)
-    torch.testing.assert_close(conv(x), plain, rtol=0, atol=1e-5)
-    upstream = torch.randn_like(plain)
-    for ours, theirs in zip(
-        torch.autograd.grad(conv(x), conv.parameters(), upstream),
-        torch.autograd.grad(plain, conv.parameters(), upstream),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    conv, x = LocalConv1d(6, 5, kernel), torch.randn(rows, 6, length)
+    plain = torch.nn.functional.conv1d(x, conv.weight, conv.bias, padding=kernel // 2)
+    same_in_value_and_gradient(conv, getattr(conv, way)(x), plain)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8])
+def test_levels_are_halved_and_doubled_by_windows_as_by_torch(length):
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, length)
+    for conv in (Downsample(4), Upsample(4)):
+        same_in_value_and_gradient(conv, conv.by_windows(x), conv(x))
+
+
+@pytest.mark.parametrize(("rows", "length", "way"), [
+    (16, 16, "by_windows"), (17, 16, None), (17, 8, None), (17, 4, "by_windows"), (256, 4, "dense"),
+    (64, 2, "dense"), (63, 2, "by_windows"),
+])  # fmt: skip
+def test_a_convolution_on_a_cpu_takes_the_way_that_was_fastest_for_its_size(monkeypatch, rows, length, way):
+    taken = []
+    for name in ("by_windows", "dense"):
+        monkeypatch.setattr(LocalConv1d, name, lambda conv, x, name=name: taken.append(name))
+    LocalConv1d(3, 3, 5)(torch.zeros(rows, 3, length))
+    assert taken == ([] if way is None else [way])
+
+
+def test_a_matrix_of_taps_that_is_too_large_is_not_made(monkeypatch):
+    monkeypatch.setattr(LocalConv1d, "most_taps", 4 * 4 * 3 * 3 - 1)
+    monkeypatch.setattr(LocalConv1d, "dense", lambda *_: pytest.fail("made"))
+    assert LocalConv1d(3, 3, 5)(torch.zeros(256, 3, 4)).shape == (256, 3, 4)
 
 
 def test_few_and_many_rows_give_the_same_velocity():
-    # at a chunk of 8 the middle of a 3-level UNet is 2 long: convolutions for 5 rows, dense products for 5 * 20 = 100
+    # at a chunk of 8 the middle of a 3-level UNet is 2 long: windows for 5 rows, dense products for 5 * 20 = 100
     net, x = make_unet(8), inputs()
     many = net(**{name: value.repeat(20, *[1] * (value.dim() - 1)) for name, value in x.items()})
     torch.testing.assert_close(many[:B], net(**x), rtol=0, atol=1e-5)
