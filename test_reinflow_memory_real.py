@@ -37,8 +37,9 @@ class Config:
     """ManiSkill task, Toy-v0 or SyntheticChunk-v0"""
     obs_mode: str = "state"
     """observations: `state`, `rgb`, `depth`, or several joined by +"""
-    freeze_visual_encoder: bool = False
-    """store what the encoder makes of pictures instead of the pictures, as Stage 3 does under this flag"""
+    freeze_visual_encoder: bool | None = None
+    """store what the encoder makes of pictures instead of the pictures, as Stage 3 does under this flag; None measures
+    both, one after the other"""
     sim_backend: str = "auto"
     """simulator; auto is physx_cuda with a GPU, else physx_cpu_batched"""
     num_envs: tuple[int, ...] = (64, 128, 256, 512, 1024)
@@ -86,17 +87,19 @@ def main(config: Config) -> None:
             config.rollout_steps,
             config.num_inference_steps,
             config.net,
-            config.freeze_visual_encoder,
+            frozen,
             config.micro_batch_size,
         )
         for num_envs in sorted(config.num_envs)
         for minibatch_size in sorted(config.minibatch_size)
+        for frozen in encoders(config)
     ]
     if not points or min(min(point.num_envs, point.minibatch_size, point.rollout_steps) for point in points) < 1:
         raise UserError("--num_envs, --minibatch_size and --rollout_steps must be at least 1")
     print(f"{config.env}, {config.obs_mode}, {config.net}, K = {config.num_inference_steps}", end=", ")
     print(f"{config.rollout_steps} decisions per env and iteration")
-    print(f"{'envs':>6} {'minibatch':>9} {'torch MB':>9} {'device MB':>9} {'host MB':>8} {'env steps/s':>11}  used")
+    titles = f"{'torch MB':>9} {'device MB':>9} {'host MB':>8} {'env steps/s':>11}  used"
+    print(f"{'envs':>6} {'minibatch':>9} {'encoder':>8} {titles}")
     rows = []
     for point in points:
         rows.append(run_point(point, config))
@@ -104,7 +107,8 @@ def main(config: Config) -> None:
     judge(rows)
     print()
     for row in rows:
-        print(f"{row.point.num_envs:>6} envs, minibatch {row.point.minibatch_size}: {row.verdict}")
+        encoder = "" if row.point.obs_mode == "state" else f", encoder {encoder_of(row.point)}"
+        print(f"{row.point.num_envs:>6} envs, minibatch {row.point.minibatch_size}{encoder}: {row.verdict}")
     if all(row.measured is None or row.measured.device_peak_mb is None for row in rows):
         print("no GPU is visible: what was measured is the host's memory, and a GPU's is not known from it")
     write_csv(rows, Path(config.output).with_suffix(".csv"))
@@ -118,6 +122,20 @@ def main(config: Config) -> None:
             f"{' --freeze_visual_encoder' if best.freeze_visual_encoder else ''}"
             f"{f' --micro_batch_size {best.micro_batch_size}' if best.micro_batch_size else ''}"
         )
+
+
+def encoders(config: Config) -> tuple[bool, ...]:
+    """Whether the encoder is frozen, of each point: with pictures both, unless the flag says which."""
+    if config.freeze_visual_encoder is not None:
+        return (config.freeze_visual_encoder,)
+    return (False,) if config.obs_mode == "state" else (True, False)
+
+
+def encoder_of(point: Point) -> str:
+    """What becomes of the image encoder, in a word."""
+    if point.obs_mode == "state":
+        return "none"
+    return "frozen" if point.freeze_visual_encoder else "trained"
 
 
 def run_point(point: Point, config: Config) -> Row:
@@ -167,7 +185,7 @@ def judge(rows: list[Row]) -> None:
 
 def line(row: Row) -> str:
     """A point as a line of the table: MB, env steps per second and share of memory, or why it has none."""
-    head = f"{row.point.num_envs:>6} {row.point.minibatch_size:>9}"
+    head = f"{row.point.num_envs:>6} {row.point.minibatch_size:>9} {encoder_of(row.point):>8}"
     if row.measured is None:
         return f"{head} {row.verdict}"
     m = row.measured
@@ -198,6 +216,8 @@ def plot(rows: list[Row], path: Path, config: Config) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
     names = [f"{row.point.num_envs}\n/{row.point.minibatch_size}" for row in rows]
+    if config.obs_mode != "state":
+        names = [f"{name}\n{encoder_of(row.point)}" for name, row in zip(names, rows, strict=True)]
     bars = axes.bar(names, [row.measured.used_mb / 1024 if row.measured else 0.0 for row in rows])
     axes.bar_label(bars, [row.verdict.split(" (")[0] for row in rows], fontsize=7)
     where = "GPU" if any(row.measured and row.measured.device_peak_mb for row in rows) else "host"

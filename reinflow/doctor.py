@@ -36,13 +36,14 @@ PACKAGES = (
 MIN_FREE_GB = 2.0
 SIMULATOR_SECONDS = 180
 SIMULATOR_TEST = """
-import torch
+import sys, torch
 from reinflow.envs import EnvConfig, make_env
-config = EnvConfig(env_id="PickCube-v1", num_workers=1)
-env = make_env(config, num_envs=2, act_horizon=2, obs_horizon=1, gamma=1.0, device="cpu")
+backend, device = sys.argv[1:]
+config = EnvConfig(env_id="PickCube-v1", num_workers=1, sim_backend=backend)
+env = make_env(config, num_envs=2, act_horizon=2, obs_horizon=1, gamma=1.0, device=device)
 env.reset(seed=0)
 for _ in range(3):
-    step = env.step_chunk(torch.zeros(2, 2, env.spec.action_dim))
+    step = env.step_chunk(torch.zeros(2, 2, env.spec.action_dim, device=device))
 assert torch.isfinite(step.reward).all()
 env.close()
 """
@@ -112,13 +113,9 @@ def check_gpu() -> Check:
         return Check(
             "gpu", "ok", f"{name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, CUDA {torch.version.cuda}"
         )
-    if shutil.which("nvidia-smi") and torch.version.cuda is None:
-        text = "there is an NVIDIA driver but torch is a CPU build: install torch's CUDA build to use physx_cuda"
-    elif shutil.which("nvidia-smi"):
-        text = f"torch (CUDA {torch.version.cuda}) sees no GPU: update the driver or check CUDA_VISIBLE_DEVICES"
-    else:
-        text = "no GPU: simulation runs batched on the CPU (physx_cpu_batched)"
-    return Check("gpu", "info", text)
+    from reinflow.runtime.gpu import hidden_gpu
+
+    return Check("gpu", "info", hidden_gpu() or "no GPU: simulation runs batched on the CPU (physx_cpu_batched)")
 
 
 def check_vulkan() -> Check:
@@ -135,22 +132,47 @@ def check_vulkan() -> Check:
 
 def check_simulator() -> Check:
     """A few steps of PickCube-v1 with state observations, in a child process: a crash there is a sentence here."""
-    command = [sys.executable, "-c", SIMULATOR_TEST]
+    reason = simulated("physx_cpu_batched", "cpu")
+    if reason is None:
+        return Check("simulator", "ok", "PickCube-v1 steps with state observations")
+    fix = "run make clean install, then make doctor"
+    if "libGL" in reason:
+        fix = "run pip install --no-deps --force-reinstall opencv-python-headless, which needs no graphics library"
+    if "did not step within" in reason:
+        fix = "another process may hold the CPU; try again"
+    return Check("simulator", "blocker", f"PickCube-v1 does not step ({reason}): {fix}")
+
+
+def check_gpu_simulator() -> Check:
+    """The same on the GPU; no blocker, since the CPU simulates too. Nothing is downloaded."""
+    import torch
+
+    from reinflow.envs.gpu_library import by_hand, library_path
+
+    if not torch.cuda.is_available():
+        return Check("gpu physics", "info", "not used without a GPU")
+    if not library_path().is_file():
+        text = f"the first run with physx_cuda downloads SAPIEN's GPU library; without a network, {by_hand()}"
+        return Check("gpu physics", "info", text)
+    reason = simulated("physx_cuda", "cuda")
+    if reason is None:
+        return Check("gpu physics", "ok", "PickCube-v1 steps on the GPU")
+    return Check("gpu physics", "info", f"{reason}; until then use --sim_backend physx_cpu_batched")
+
+
+def simulated(backend: str, device: str) -> str | None:
+    """Why PickCube-v1 does not step there, or None; what it raised for the user is its own sentence."""
+    command = [sys.executable, "-c", SIMULATOR_TEST, backend, device]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SIMULATOR_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        text = f"PickCube-v1 did not step within {SIMULATOR_SECONDS} s: another process may hold the CPU; try again"
-        return Check("simulator", "blocker", text)
+        return f"it did not step within {SIMULATOR_SECONDS} s"
     if done.returncode == 0:
-        return Check("simulator", "ok", "PickCube-v1 steps with state observations")
+        return None
+    if done.returncode < 0:
+        return f"signal {-done.returncode}"
     lines = done.stderr.strip().splitlines()
-    reason = (
-        f"signal {-done.returncode}" if done.returncode < 0 else (lines[-1] if lines else f"exit {done.returncode}")
-    )
-    fix = "make clean install, then make doctor"
-    if "libGL" in reason:
-        fix = "pip install --no-deps --force-reinstall opencv-python-headless, an OpenCV that needs no graphics library"
-    return Check("simulator", "blocker", f"PickCube-v1 does not step ({reason}): run {fix}")
+    return lines[-1].removeprefix("reinflow.errors.UserError: ") if lines else f"exit {done.returncode}"
 
 
 def check_disk() -> Check:
@@ -170,6 +192,7 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     check_gpu,
     check_vulkan,
     check_simulator,
+    check_gpu_simulator,
     check_disk,
 )
 

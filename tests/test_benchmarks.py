@@ -7,14 +7,17 @@ import json
 import math
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks._compare import disagreement
+from benchmarks._machine import fingerprint
 from benchmarks._peer_child import find
 from benchmarks._straightforward import LoopedChunks
+from benchmarks.latency import timings
 from reinflow.algos.ppo import PPO
 from reinflow.envs.synthetic import SyntheticEnv
 

@@ -67,6 +67,23 @@ def test_a_point_out_of_memory_is_a_row_and_not_the_end(tmp_path, monkeypatch, c
     assert "--num_envs 4" in capsys.readouterr().out
 
 
+def test_pictures_are_measured_with_a_frozen_encoder_beside_a_trained_one(tmp_path, monkeypatch, capsys):
+    def child(command: list[str], **options: object) -> subprocess.CompletedProcess:
+        used = 10 if json.loads(command[-1])["freeze_visual_encoder"] else 60
+        return subprocess.CompletedProcess(command, 0, json.dumps(asdict(measured(used, 5.0))), "")
+
+    def lines(**options: object) -> list[list[str]]:
+        config = profiler.Config(num_envs=(8,), output=str(tmp_path / "memory"), **options)
+        profiler.main(config)
+        return [line.split() for line in capsys.readouterr().out.splitlines() if line.split()[:2] == ["8", "256"]]
+
+    monkeypatch.setattr(profiler.subprocess, "run", child)
+    both = lines(obs_mode="rgb")
+    assert [(line[2], line[5], line[-1]) for line in both] == [("frozen", "10", "10%"), ("trained", "60", "60%")]
+    assert [line[2] for line in lines(obs_mode="rgb", freeze_visual_encoder=False)] == ["trained"]
+    assert [line[2] for line in lines(obs_mode="state")] == ["none"]
+
+
 def test_real_points_are_measured_in_processes_of_their_own(tmp_path):
     command = [sys.executable, str(ROOT / "test_reinflow_memory_real.py"), "--env", "Toy-v0", "--net", "mlp"]
     command += ["--num-envs", "4", "8", "--minibatch_size", "16", "--rollout_steps", "2", "--output", "memory"]

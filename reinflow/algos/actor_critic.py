@@ -5,7 +5,6 @@ It works on conditions, the encoded observations, so that a rollout encodes each
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -78,14 +77,17 @@ class ActorCritic(nn.Module):
         self.num_scored = int(self.scored.sum()) + initial
 
     def encode(self, obs: Obs) -> Float[Tensor, "b z"]:
-        """The condition of an observation in float32, computed in bfloat16 where acceleration asks for that.
+        """The condition of an observation in float32; a frozen encoder may compute it in bfloat16.
 
-        An encoder that trains is part of the chain, and as precise.
+        One that trains is part of the chain, and as precise.
         """
-        device = self.policy.device.type
-        with self.precision.products() if self.trains_encoder else nullcontext():
-            with torch.autocast(device, torch.bfloat16) if self.encodes_in_bf16 else nullcontext():
-                return self.policy.encode(obs).float()
+        if self.trains_encoder:
+            with self.precision.products():
+                return self.policy.encode(obs)
+        if not self.acceleration.bf16_encoder:
+            return self.policy.encode(obs)
+        with torch.autocast(self.policy.device.type, torch.bfloat16):
+            return self.policy.encode(obs).float()
 
     @torch.no_grad()
     def view(self, obs: Obs) -> View:
@@ -129,11 +131,6 @@ class ActorCritic(nn.Module):
         self.precision = Precision(config.tf32, config.bf16)
         self.policy.replay_(config.cuda_graphs)
         self._denoise = replayed(self._denoised, config.cuda_graphs)
-
-    @property
-    def encodes_in_bf16(self) -> bool:
-        """Whether pictures are, which float32 log-probabilities allow while the encoder is frozen."""
-        return self.acceleration.bf16_encoder and not self.trains_encoder
 
     def forget_graphs(self) -> None:
         """Record them anew: something that they read has moved."""

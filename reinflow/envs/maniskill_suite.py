@@ -9,6 +9,7 @@ import torch
 from reinflow.envs.config import DEFAULTS, CompleteEnvConfig
 from reinflow.envs.suite import EnvSuite, Setup, Task, Wishes
 from reinflow.errors import UserError
+from reinflow.runtime.gpu import hidden_gpu
 from reinflow.types import BatchedEnv
 
 
@@ -85,6 +86,6 @@ def refuse_missing_gpu(backend: str) -> None:
     if index >= torch.cuda.device_count():
         there = f"only {torch.cuda.device_count()} is" if torch.cuda.is_available() else "none is"
         raise UserError(
-            f"--sim_backend {backend} needs a CUDA GPU and {there} visible: use --sim_backend physx_cpu_batched, "
-            "or check nvidia-smi and CUDA_VISIBLE_DEVICES"
+            f"--sim_backend {backend} needs a CUDA GPU and {there} visible: use --sim_backend physx_cpu_batched; "
+            f"{hidden_gpu() or 'or check nvidia-smi and CUDA_VISIBLE_DEVICES'}"
         )

@@ -1,8 +1,8 @@
 """One decision is up to `act_horizon` env steps: the chunk executor and the observation history over any `BatchedEnv`.
 
 Envs of a batch are independent: one that ends in the middle of a chunk is no longer counted while the others finish
-theirs. Nothing here loops over envs, or waits for a GPU inside a chunk; after one it waits once, and not at all where no
-episode can have ended. Pictures are rendered only of the frames that
+theirs. Nothing here loops over envs, or waits for a GPU inside a chunk; after one it waits once, and not at all where
+no episode can have ended. Pictures are rendered only of the frames that
 end up in a history: with 8 steps a chunk and a history of 2, that is 2 of 8.
 """
 

@@ -31,6 +31,7 @@ from reinflow.run.status import HEADLINES, Status
 from reinflow.run.wandb_mode import usable_mode
 from reinflow.runtime import distributed
 from reinflow.runtime.acceleration import allow_tf32
+from reinflow.runtime.gpu import hidden_gpu
 from reinflow.runtime.interrupts import Interrupted, listening
 from reinflow.runtime.rng import seed_globals
 from reinflow.runtime.watch import Watch
@@ -101,6 +102,8 @@ class Run:
         self.status(state="running")
         processes = f", {distributed.world_size()} processes" if distributed.active() else ""
         self.say(f"run {self.dir} on {self.device}{processes}")
+        if self.config.cuda and self.device.type == "cpu" and (reason := hidden_gpu()):
+            self.alarm(f"this run is on the CPU: {reason}")
         if self.config.track:
             self._wandb_mode, warning = usable_mode(self.dir)
             if warning:

@@ -178,7 +178,7 @@ class Actor:
     def __init__(self, policy: Acting, env: ChunkEnv, num_steps: int | None):
         self.policy = policy
         self.num_steps = num_steps
-        self.block = None if env.spec.sim_backend == "physx_cuda" else BLOCK
+        self.block = None if env.spec.sim_backend.startswith("physx_cuda") else BLOCK
         self.decisions = math.ceil(env.spec.max_episode_steps / policy.spec.act_horizon)
         self.calls = 0
         """decisions of a whole round, each one or several blocks"""

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from reinflow.training.validation import Validation
 
 
+def half_a_batch(config: OfflineConfig) -> list[str]:
+    """What makes an offline run smaller on a GPU, by how much."""
+    return [f"--batch_size {max(config.batch_size // 2, 1)} halves what a gradient step holds"]
+
+
 class Rhythm(Protocol):
     """How often a run is evaluated and saved, in iterations."""
 

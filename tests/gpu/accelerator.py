@@ -73,7 +73,8 @@ class Accelerator(TorchFunctionMode):
                 return func(*args, **kwargs).as_subclass(Tensor)
         result = func(*args, **kwargs)
         made_here = kwargs.get("device") is not None and not tensors
-        return self.moved(result) if made_here and isinstance(result, Tensor) else result
+        gradient = name == "__get__" and any(map(self.owns, tensors))  # autograd makes plain tensors
+        return self.moved(result) if (made_here or gradient) and isinstance(result, Tensor) else result
 
     def owns(self, tensor: Tensor) -> bool:
         """Whether it is one of the GPU's."""

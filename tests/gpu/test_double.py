@@ -1,4 +1,4 @@
-"""What a GPU run does, without a GPU: envs, rollout, update, evaluation and profiler on tensors that tell of each wait."""
+"""What a GPU run does, without a GPU: envs, Stage 3, evaluation and profiler on tensors that tell of each wait."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from reinflow.algos.reinflow import ReinFlow, rollout_buffer
 from reinflow.envs import EnvConfig
 from reinflow.envs.headless import render_device_available
 from reinflow.envs.wrappers import ActionChunk
-from reinflow.policies import PolicySpec, build_policy
+from reinflow.policies import PolicyConfig, build_policy
 from reinflow.run.metrics import to_host
 from reinflow.training.evaluation import evaluate
 from reinflow.training.loops import OnPolicy, OnPolicyConfig
@@ -137,11 +137,11 @@ def test_an_env_that_breaks_while_nobody_asks_waits_for_its_reset_and_trains_not
 def make_agent(gpu: Accelerator, env: ActionChunk, ppo: PPOConfig, **options: object) -> ReinFlowAgent:
     torch.manual_seed(0)
     with gpu.paused_():
-        spec = PolicySpec.of(
+        config = PolicyConfig.of(
             net="mlp", mlp_hidden_dim=16, mlp_depth=1, obs_horizon=FRAMES, act_horizon=CHUNK, pred_horizon=4,
-            state_dim=env.spec.state_dim, action_dim=env.spec.action_dim, image=env.spec.image, visual_feature_dim=8,
-            num_inference_steps=2,
+            visual_feature_dim=8,
         )  # fmt: skip
+        spec = config.for_env(env.spec, num_inference_steps=2)
         agent = ReinFlowAgent.from_policy(build_policy(spec), ppo, **options)
         gpu.moved_(agent)
     return agent
