@@ -25,8 +25,7 @@ def main() -> int:
     name = sys.argv.pop(1)
     sys.argv[0] = f"python -m benchmarks {name}"
     with quiet_when_unread():
-        importlib.import_module(f"benchmarks.{name}").main()
-    return 0
+        return importlib.import_module(f"benchmarks.{name}").main() or 0
 
 
 def purpose(name: str) -> str:

@@ -40,9 +40,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     theirs = [row for k in args.k for row in beside(args, 1, args.horizon, k, ("sample",))]
     rows: list[dict[str, Any]] = []
-    print(
-        f"{'net':5} {'K':>2} {'way':12} {'ms':>8} {'Hz':>7}   one observation of {STATE_DIM} numbers, {ACTION_DIM} actions"
-    )
+    sizes = f"one observation of {STATE_DIM} numbers, {ACTION_DIM} actions"
+    print(f"{'net':5} {'K':>2} {'way':12} {'ms':>8} {'Hz':>7}   {sizes}")
     for net in args.net:
         policy = make_agent(net, args.horizon, 1).policy.eval()
         for k in args.k:

@@ -87,10 +87,14 @@ def num_workers(setup: Setup) -> int:
     """Simulator processes; 0 simulates in this one."""
     if not setup.spread:
         return 0
+    return usable_cores() if setup.config.num_workers is None else setup.config.num_workers
+
+
+def usable_cores() -> int:
+    """Cores of this machine for each process of the run."""
     from reinflow.runtime import distributed
 
-    cores = max((os.cpu_count() or 1) // distributed.processes_here(), 1)
-    return cores if setup.config.num_workers is None else setup.config.num_workers
+    return max((os.cpu_count() or 1) // distributed.processes_here(), 1)
 
 
 def simulated(
@@ -116,4 +120,4 @@ def on_device(env: ChunkEnv, device: torch.device) -> ChunkEnv:
     return env if same(env.device, device) else OnDevice(env, device)
 
 
-__all__ = ["Builds", "EnvConfig", "make_env"]
+__all__ = ["Builds", "EnvConfig", "make_env", "usable_cores"]
