@@ -20,7 +20,8 @@ def python(name: str, code: str, seconds: float = 20.0) -> Step:
 
 def test_a_failing_and_a_hanging_step_are_rows_like_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "described", lambda: "a card")
-    result = f"import json, pathlib; pathlib.Path({str(tmp_path / 'good.json')!r}).write_text({json.dumps({'rows': [ROW]})!r})"
+    rows, place = json.dumps({"rows": [ROW]}), str(tmp_path / "good.json")
+    result = f"import pathlib; pathlib.Path({place!r}).write_text({rows!r})"
     hang = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
     steps = [python("bad", "raise ValueError('no | such thing')"), python("slow", hang, 1.0), python("good", result)]
     began = time.monotonic()

@@ -73,8 +73,9 @@ class Accelerator(TorchFunctionMode):
                 return func(*args, **kwargs).as_subclass(Tensor)
         result = func(*args, **kwargs)
         made_here = kwargs.get("device") is not None and not tensors
+        sent = name == "to" and any(value == self.device for value in (*args[1:], kwargs.get("device")))
         gradient = name == "__get__" and any(map(self.owns, tensors))  # autograd makes plain tensors
-        return self.moved(result) if (made_here or gradient) and isinstance(result, Tensor) else result
+        return self.moved(result) if (made_here or sent or gradient) and isinstance(result, Tensor) else result
 
     def owns(self, tensor: Tensor) -> bool:
         """Whether it is one of the GPU's."""
