@@ -71,6 +71,8 @@ class Config:
     """where the results go; None puts them next to the last checkpoint"""
     cuda: bool = True
     """use a GPU when there is one"""
+    cuda_graphs: bool = True
+    """replay decisions as CUDA graphs there"""
 
 
 def main(config: Config) -> None:
@@ -226,6 +228,7 @@ def loaded(path: Path, config: Config) -> tuple[Acting, EnvSpec, int | None]:
 
     policy, checkpoint = load_policy(path, pick_device(config.cuda))
     policy.spec = policy.spec.starting_with(config.initial_noise_scale)
+    policy.replay_(config.cuda_graphs)
     acting = as_trained(policy, checkpoint.parts, checkpoint.extra, config.best_of)
     return acting, checkpoint.env_spec, checkpoint.meta.get("step")
 

@@ -71,7 +71,7 @@ def compared(net: str, horizon: int, args: argparse.Namespace) -> Iterator[Compa
         Variant("one batch", folded),
     ]
     if wants_graphs(args):
-        replay = replayed(folded)
+        replay = replayed(folded, True, cond.device)
         for _ in range(WARMUPS):
             replay(states)  # so that it is a graph that has to agree
         ways.append(Variant("one CUDA graph", lambda: replay(states)))

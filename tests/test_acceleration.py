@@ -80,11 +80,13 @@ def test_graphs_are_made_on_a_gpu_only_and_unless_they_are_unwanted():
     def function(x):
         return x
 
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert AccelerationConfig().cuda_graphs
-    assert replayed(function, wanted=False) is function
-    assert isinstance(replayed(function), Replayed)
+    assert replayed(function, True, cpu) is replayed(function, False, gpu) is function
+    graphs = replayed(function, True, gpu)
+    assert isinstance(graphs, Replayed)
     x = torch.ones(2)
-    assert all(replayed(function)(x) is x for _ in range(WARMUPS + 2))  # the tensor itself: nothing was copied
+    assert all(graphs(x) is x for _ in range(WARMUPS + 2))  # the tensor itself: on a CPU nothing was copied
 
 
 def test_ever_new_shapes_get_plain_code_and_no_more_memory():
@@ -177,18 +179,24 @@ def test_what_moves_the_weights_or_replaces_what_is_read_drops_the_graphs():
 
 def test_the_copy_of_a_policy_acts_by_its_own_weights():
     policy = make_agent().policy
-    assert isinstance(policy._decide, Replayed)
+    graphed_act(policy)
     twin = copy.deepcopy(policy)
+    assert twin._decide is not policy._decide
     assert twin._decide.function.__self__ is twin
     assert twin._decide.depends_on.__self__ is twin
 
 
-def test_no_cuda_graphs_turns_all_of_them_off():
+@pytest.mark.parametrize("wanted", [True, False])
+def test_on_a_gpu_all_are_graphs_unless_no_cuda_graphs_is_given(monkeypatch, wanted):
     agent = make_agent()
-    agent.accelerate_(AccelerationConfig(cuda_graphs=False))
+    gpu = property(lambda policy: torch.device("cuda"))
+    monkeypatch.setattr(type(agent.policy), "device", gpu)
+    monkeypatch.setattr(torch.optim, "Adam", lambda *_, **__: None)
+    agent.accelerate_(AccelerationConfig(cuda_graphs=wanted))
     learner = PPO(agent, agent.config)
     functions = (agent._denoise, agent.policy._decide, learner.step, learner.step_critic, learner.score)
-    assert not any(isinstance(function, Replayed) for function in functions)
+    assert all(isinstance(function, Replayed) == wanted for function in functions)
+    assert not isinstance(learner.gradients, Replayed)  # they are part of the step, but under torchrun
 
 
 def test_compile_covers_sampling_and_scoring(monkeypatch):

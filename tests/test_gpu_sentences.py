@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from reinflow import doctor
-from reinflow.algos.config import PPOFlags
+from reinflow.algos.config import PPOConfig
 from reinflow.errors import UserError
 from reinflow.policies import PolicySpec
 from reinflow.runtime import gpu
@@ -153,13 +153,15 @@ def test_other_errors_stay_what_they_are():
 
 def test_stage_3_names_what_it_has_and_what_half_of_it_would_be():
     state = PolicySpec.of(net="mlp", state_dim=3, action_dim=2, num_inference_steps=8)
-    small, envs = memory_levers(PPOFlags(minibatch_size=512), state, num_envs=256, trains_encoder=False)
+    small, envs = memory_levers(512, state, num_envs=256, trains_encoder=False)
     assert small.startswith(
         "--micro_batch_size 256 halves what a gradient step holds of its 512 decisions x 8 denoising"
     )
     assert envs.startswith("--num_envs 128 halves the rollout")
-    micro = memory_levers(PPOFlags(minibatch_size=512, micro_batch_size=64), state, 256, trains_encoder=False)
-    assert micro[0].startswith("--micro_batch_size 32 ")
+    config = PPOConfig(minibatch_size=512, micro_batch_size=64)
+    assert memory_levers(config.rows_at_a_time, state, 256, trains_encoder=False)[0].startswith(
+        "--micro_batch_size 32 "
+    )
 
 
 def test_pictures_that_are_kept_are_weighed_against_their_features():
@@ -167,6 +169,6 @@ def test_pictures_that_are_kept_are_weighed_against_their_features():
     image = ImageSpec(cameras=("a", "b"), height=128, width=128, rgb=True, depth=False)
     state = PolicySpec.of(net="mlp", state_dim=3, action_dim=2, obs_horizon=2, visual_feature_dim=256)
     spec = dataclasses.replace(state, image=image)
-    trained = memory_levers(PPOFlags(), spec, 64, trains_encoder=True)
+    trained = memory_levers(512, spec, 64, trains_encoder=True)
     assert "keeps 2 kB of features of a decision instead of 197 kB of pictures" in trained[1]
-    assert len(memory_levers(PPOFlags(), spec, 64, trains_encoder=False)) == 2
+    assert len(memory_levers(512, spec, 64, trains_encoder=False)) == 2

@@ -130,11 +130,11 @@ class ActorCritic(nn.Module):
         self.acceleration = config
         self.precision = Precision(config.tf32, config.bf16)
         self.policy.replay_(config.cuda_graphs)
-        self._denoise = replayed(self._denoised, config.cuda_graphs)
+        self.forget_graphs()
 
     def forget_graphs(self) -> None:
         """Record them anew: something that they read has moved."""
-        self._denoise = replayed(self._denoised, self.acceleration.cuda_graphs)
+        self._denoise = replayed(self._denoised, self.acceleration.cuda_graphs, self.policy.device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Every move to another device or type comes through here."""

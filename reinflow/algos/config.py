@@ -147,6 +147,11 @@ class PPOConfig(PPOFlags):
     gamma: float = 0.97
     """discount per env step"""
 
+    @property
+    def rows_at_a_time(self) -> int:
+        """Decisions that a gradient step evaluates together."""
+        return min(self.micro_batch_size or self.minibatch_size, self.minibatch_size)
+
     def warms_critic_up(self, env_steps: int) -> bool:
         """Whether an iteration that starts after `env_steps` trains the critic alone."""
         return env_steps < self.critic_warmup_steps

@@ -121,12 +121,13 @@ class PPO:
 
     def _forget_graphs(self) -> None:
         """A gradient step is one graph; processes meet in the middle of it, so there only the gradients are."""
-        wanted, alone = self.agent.acceleration.cuda_graphs, not distributed.active()
-        self.gradients = replayed(self.add_gradients, wanted and not alone)
-        self.critic_gradients = replayed(self.add_critic_gradients, wanted and not alone)
-        self.step = replayed(self.descend, wanted and alone)
-        self.step_critic = replayed(self.descend_critic, wanted and alone)
-        self.score = replayed(self.scored, wanted)
+        wanted, device = self.agent.acceleration.cuda_graphs, self.agent.policy.device
+        alone = not distributed.active()
+        self.gradients = replayed(self.add_gradients, wanted and not alone, device)
+        self.critic_gradients = replayed(self.add_critic_gradients, wanted and not alone, device)
+        self.step = replayed(self.descend, wanted and alone, device)
+        self.step_critic = replayed(self.descend_critic, wanted and alone, device)
+        self.score = replayed(self.scored, wanted, device)
 
     def update(
         self, buffer: RolloutBuffer, generator: torch.Generator | None = None, *, critic_only: bool = False

@@ -102,7 +102,7 @@ class Policy(nn.Module):
     def replay_(self, wanted: bool = True) -> None:
         """Whether `act` is a CUDA graph on a GPU; the graphs that there are, are made anew."""
         self._replays = wanted
-        self._decide = replayed(self._decided, wanted, depends_on=self._graph_reads)
+        self._decide = replayed(self._decided, wanted, self.device, depends_on=self._graph_reads)
 
     def _graph_reads(self) -> tuple[Any, ...]:
         """What decides an action and may be replaced by another object."""

@@ -169,7 +169,10 @@ class Replayed:
 
 
 def replayed(
-    function: Callable[..., Any], wanted: bool = True, depends_on: Callable[[], Hashable] = nothing_else
+    function: Callable[..., Any],
+    wanted: bool,
+    device: torch.device,
+    depends_on: Callable[[], Hashable] = nothing_else,
 ) -> Callable[..., Any]:
-    """`function` as CUDA graphs where they are `wanted` and its arguments are on a GPU, else itself."""
-    return Replayed(function, depends_on=depends_on) if wanted else function
+    """`function` as CUDA graphs where they are `wanted` and its weights are on a GPU, else itself."""
+    return Replayed(function, depends_on=depends_on) if wanted and device.type == "cuda" else function

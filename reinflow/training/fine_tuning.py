@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
-from reinflow.algos.ppo import PPOFlags
+from reinflow.envs import usable_cores
+from reinflow.envs.cores import hint_at_more_envs
 from reinflow.policies import PolicySpec
 from reinflow.run.run import Run
 from reinflow.run.status import HEADLINES
@@ -28,6 +29,12 @@ def warn_of_few_iterations(run: Run, config: OnPolicyConfig, act_horizon: int) -
         )
 
 
+def hint_at_cores(run: Run, config: OnPolicyConfig, num_envs: int) -> None:
+    """Where this process's envs are too few for its simulator processes, one per core."""
+    if hint := hint_at_more_envs(num_envs, config.rollout_steps, usable_cores()):
+        run.say(f"note: {hint}")
+
+
 def beside_the_pretrained(trainer: Trainer, metrics: Metrics) -> Metrics:
     """Alarms where the policy never moved, or moved to the worse."""
     loop, keeper = cast(Online, trainer.loop), trainer.keeper
@@ -44,9 +51,8 @@ def beside_the_pretrained(trainer: Trainer, metrics: Metrics) -> Metrics:
     return {}
 
 
-def memory_levers(ppo: PPOFlags, spec: PolicySpec, num_envs: int, trains_encoder: bool) -> list[str]:
-    """What makes Stage 3 smaller on a GPU, by how much, with what it is now."""
-    rows = min(ppo.micro_batch_size or ppo.minibatch_size, ppo.minibatch_size)
+def memory_levers(rows: int, spec: PolicySpec, num_envs: int, trains_encoder: bool) -> list[str]:
+    """What makes Stage 3 smaller on a GPU, by how much; `rows` are the decisions that it evaluates at a time."""
     levers = [
         f"--micro_batch_size {max(rows // 2, 1)} halves what a gradient step holds of its {rows} decisions x "
         f"{spec.num_inference_steps} denoising steps, and gives the same gradient"

@@ -33,7 +33,9 @@ READS = frozenset({
 """what waits for a GPU"""
 MAKERS = frozenset({"tensor", "as_tensor", "from_numpy"})
 """what copies numbers of the host to a GPU, which waits too"""
-CROSSINGS = frozenset({"copy_", "to", "cuda", "__getitem__", "__setitem__", "__get__"})
+CROSSINGS = frozenset({
+    "copy_", "to", "cuda", "__getitem__", "__setitem__", "__get__", "__set__", "_has_compatible_shallow_copy_type",
+})  # fmt: skip
 """what may be given tensors of both sides"""
 
 

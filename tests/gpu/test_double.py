@@ -220,14 +220,15 @@ def test_the_memory_profiler_measures_an_iteration(gpu, monkeypatch):
     def make_env(settings, num_envs, act_horizon, obs_horizon, gamma, device):
         return double_env(gpu, settings, num_envs, act_horizon, obs_horizon, gamma)
 
-    def build(spec):
+    def from_policy(*args, **options):
         with gpu.paused_():
-            policy = build_policy(spec)
-            gpu.moved_(policy)
-        return policy
+            agent = original(*args, **options)
+            gpu.moved_(agent)
+        return agent
 
+    original = ReinFlowAgent.from_policy
     monkeypatch.setattr("reinflow.envs.make_env", make_env)
-    monkeypatch.setattr("reinflow.policies.build_policy", build)
+    monkeypatch.setattr(ReinFlowAgent, "from_policy", from_policy)
     point = memory.Point("SyntheticChunk-v0", "state", "auto", ENVS, 8, 2, 2, "mlp")
     assert memory.measure(point).env_steps_per_s > 0
 
