@@ -102,7 +102,7 @@ class PrivilegedValueNetwork(ValueNetwork):
         return super().forward(self.normalizer.normalize(cond))
 
 
-def ask_again(critic: nn.Module, keys: object) -> None:
+def ask_again(critic: PrivilegedValueNetwork, keys: object) -> None:
     """Loaded statistics may be those of before the first fit."""
     critic._was_fitted = False
 

@@ -145,7 +145,7 @@ class Replayed:
         if not any(value.device.type == self.device_type for value in tensors.values()):
             return self.function(*args)
         shapes = tuple((place, value.shape, value.dtype) for place, value in tensors.items())
-        key = shapes, repr(plain), self.depends_on()
+        key = shapes, repr(plain), torch.is_inference_mode_enabled(), self.depends_on()
         if key not in self.graphs and self.works and len(self.graphs) < MOST_GRAPHS:
             self.calls[key] += 1
             if self.calls[key] <= WARMUPS:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from reinflow import memory
 from reinflow.agent import ReinFlowAgent
-from reinflow.algos.ppo import PPO, PPOConfig
+from reinflow.algos.config import PPOConfig
+from reinflow.algos.ppo import PPO
 from reinflow.algos.reinflow import ReinFlow, rollout_buffer
 from reinflow.envs import EnvConfig
 from reinflow.envs.headless import render_device_available
@@ -21,7 +22,8 @@ from reinflow.envs.wrappers import ActionChunk
 from reinflow.policies import PolicyConfig, build_policy
 from reinflow.run.metrics import to_host
 from reinflow.training.evaluation import evaluate
-from reinflow.training.loops import OnPolicy, OnPolicyConfig
+from reinflow.training.config import OnPolicyConfig
+from reinflow.training.loops import OnPolicy
 from reinflow.types import ChunkStep
 from tests.gpu.accelerator import Accelerator
 from tests.gpu.double import batched, double_env
