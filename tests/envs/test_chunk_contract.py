@@ -117,7 +117,7 @@ def chunks(env: ChunkEnv, count: int) -> list[Tensor]:
 
 def flat(step: ChunkStep) -> dict[str, Tensor]:
     """Every tensor of a step by name."""
-    values = {field.name: getattr(step, field.name) for field in fields(step)}
+    values = {field.name: getattr(step, field.name) for field in fields(step) if field.name != "ends"}
     episode = {f"episode.{name}": value for name, value in vars(values.pop("episode")).items()}
     states = {name: values.pop(name)["state"] for name in ("obs", "final_obs")}
     return {**values, **episode, **states}
@@ -146,6 +146,14 @@ def test_shapes_dtypes_and_devices(env: ChunkEnv):
     assert len(spec.action_low) == len(spec.action_high) == spec.action_dim
     assert spec.max_episode_steps == LIMIT
     assert env.obs_horizon == FRAMES
+
+
+def test_the_host_knows_of_every_end(env: ChunkEnv):
+    env.reset(seed=0)
+    steps = [env.step_chunk(actions) for actions in chunks(env, 4)]  # of three env steps, so episodes of 5 end in two
+    ends = [bool((step.terminated | step.truncated | step.broken).any()) for step in steps]
+    assert [step.ends for step in steps] == ends
+    assert ends[1]
 
 
 def test_a_seed_repeats_everything_also_after_the_restart_within(env: ChunkEnv):
