@@ -180,7 +180,7 @@ def described_row(row: dict[str, Any]) -> Iterator[str]:
     elif "num_envs" in row and "verdict" in row:
         encoder = "frozen" if row["freeze_visual_encoder"] == "True" else "trained"
         peaks = ", ".join(f"{name.split('_')[0]} {megabytes(row.get(name))}" for name in PEAKS)
-        yield f"{row['num_envs']} envs, encoder {encoder}: {peaks}"
+        yield f"{row['num_envs']} envs, encoder {encoder}: {peaks if row.get(PEAKS[-1]) else row['verdict']}"
 
 
 PEAKS = ("torch_peak_mb", "device_peak_mb", "host_peak_mb")

@@ -69,6 +69,10 @@ def test_the_script_ends_with_1_where_a_step_failed(tmp_path, monkeypatch, capsy
              "device_peak_mb": "", "host_peak_mb": "10"},
             "256 envs, encoder frozen: torch 1,234 MB, device -, host 10 MB",
         ),
+        (
+            {"num_envs": "64", "verdict": "out of memory", "freeze_visual_encoder": "False"},
+            "64 envs, encoder trained: out of memory",
+        ),
         ({"workers": 16, "per_worker": 8, "seconds": [0.01, 0.02, 0.03]}, "16 x 8 envs: 6,400 env steps/s"),
         ({"fixed": 1.0}, None),
     ],
