@@ -17,8 +17,8 @@ from reinflow.errors import UserError
 from reinflow.policies import PolicySpec
 from reinflow.runtime import gpu
 from reinflow.runtime.gpu import enough_memory, hidden_gpu
-from reinflow.training.fine_tuning import memory_levers
 from reinflow.training.config import OfflineConfig
+from reinflow.training.fine_tuning import memory_levers
 from reinflow.training.loops import half_a_batch
 from reinflow.types import ImageSpec
 
@@ -64,13 +64,13 @@ def test_a_gpu_library_that_does_not_load_is_another(home, monkeypatch):
         gpu_library.enable()
 
 
-def test_a_script_ends_with_that_sentence_and_code_2(home, monkeypatch):
-    from reinflow.envs import EnvConfig
-    from reinflow.envs.maniskill import make
+def test_making_envs_ends_in_that_sentence(home, monkeypatch):
+    from reinflow.envs import EnvConfig, make_env
 
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     enabling(monkeypatch, ConnectionError("no network"))
     with pytest.raises(UserError, match="SAPIEN's GPU library, which is missing"):
-        make(EnvConfig("PickCube-v1").completed(), 2, "physx_cuda")
+        make_env(EnvConfig("PickCube-v1", sim_backend="physx_cuda"), 2, 8, 2, gamma=1.0)
 
 
 def test_the_doctor_of_a_gpu_machine_needs_neither_network_nor_library(home, monkeypatch):

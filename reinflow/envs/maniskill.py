@@ -340,11 +340,9 @@ def make(
     task_spec(config.env_id)
     import gymnasium
 
-    from reinflow.envs import cpu_batch, gpu_library
+    from reinflow.envs import cpu_batch
     from reinflow.envs.headless import refuse_without_renderer, use_stand_ins_without_renderer
 
-    if backend.startswith("physx_cuda"):
-        gpu_library.enable()
     rendered = has_pictures(config.obs_mode) or filmed
     if rendered:
         refuse_without_renderer("--capture_video" if filmed else f"--obs_mode {config.obs_mode}")

@@ -51,7 +51,7 @@ class ManiSkillSuite(EnvSuite):
 
 def choose_backend(config: CompleteEnvConfig) -> str:
     """The simulation backend for a ManiSkill task; prints a sentence where the batched one has to be left."""
-    from reinflow.envs import cpu_batch
+    from reinflow.envs import cpu_batch, gpu_library
     from reinflow.envs.maniskill import task_spec
 
     task_spec(config.env_id)
@@ -63,6 +63,7 @@ def choose_backend(config: CompleteEnvConfig) -> str:
         backend = "physx_cuda" if torch.cuda.is_available() else cpu_batch.BACKEND
     if backend.startswith("physx_cuda"):
         refuse_missing_gpu(backend)
+        gpu_library.enable()
     if config.env_id in NEEDS_RENDERER and not render_device_available():
         raise UserError(
             f"--env_id {config.env_id} reads render shapes and no Vulkan driver was found: choose another task, "

@@ -21,8 +21,8 @@ from reinflow.envs.headless import render_device_available
 from reinflow.envs.wrappers import ActionChunk
 from reinflow.policies import PolicyConfig, build_policy
 from reinflow.run.metrics import to_host
-from reinflow.training.evaluation import evaluate
 from reinflow.training.config import OnPolicyConfig
+from reinflow.training.evaluation import evaluate
 from reinflow.training.loops import OnPolicy
 from reinflow.types import ChunkStep
 from tests.gpu.accelerator import Accelerator
