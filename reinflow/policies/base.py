@@ -93,7 +93,7 @@ class Policy(nn.Module):
         if noise is None:
             shape = (len(obs["state"]), *self.spec.chunk_shape)
             noise = torch.randn(shape, generator=generator, device=self.device)
-        return self._decide({name: obs[name] for name in self.encoder.names}, noise, num_steps)
+        return self._decide({name: obs[name] for name in self.spec.observed}, noise, num_steps)
 
     def _decided(self, obs: Obs, noise: Float[Tensor, "b h a"], num_steps: int | None) -> Float[Tensor, "b e a"]:
         with EXACT.products():
