@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 import statistics
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks._agents import ACTION_DIM, STATE_DIM, add_graphs_flag, add_net_flag, make_agent, wants_graphs
 from benchmarks._compare import disagreement, parser, save, timed
 from benchmarks._peer import add_peer_flag, beside
 from reinflow.cli import USER_ERROR, fail
+from reinflow.envs.synthetic import SyntheticEnv
+from reinflow.errors import UserError
+from reinflow.export import Sampler, read_onnx, refuse_without_extra, silence, write_onnx
 from reinflow.policies.base import Policy
 from reinflow.runtime.acceleration import WARMUPS
 
 TOLERANCE = 1e-4
 """of the largest action, between ways to compute it"""
+
+BOUND = 1e6
+"""of actions, so that the exported sampler clips none"""
 
 Act = Callable[[], Tensor]
 
@@ -33,7 +41,7 @@ def main() -> None:
     flags.add_argument("--horizon", type=int, default=16, help="predicted env steps")
     add_graphs_flag(flags)
     flags.add_argument("--compile", action="store_true", help="time the compiled network too (torch.compile)")
-    flags.add_argument("--onnx", action="store_true", help="time ONNX Runtime too, on its best device")
+    flags.add_argument("--onnx", action="store_true", help="time ONNX Runtime too, on the CPU")
     add_peer_flag(flags)
     args = flags.parse_args()
     if args.threads:
@@ -93,38 +101,22 @@ def ways(policy: Policy, k: int, args: argparse.Namespace) -> dict[str, Act]:
     return found
 
 
-class Served(nn.Module):
-    """`act` as a function of tensors."""
-
-    def __init__(self, policy: Policy, k: int):
-        super().__init__()
-        self.policy, self.k = policy, k
-
-    def forward(self, state: Tensor, noise: Tensor) -> Tensor:
-        """Actions in env units."""
-        return self.policy.act({"state": state}, num_steps=self.k, noise=noise)
-
-
 def in_onnx_runtime(policy: Policy, k: int, state: Tensor, noise: Tensor) -> Act:
-    """The exported sampler; exits where the packages are missing."""
+    """The exported sampler on the CPU; exits where the packages are missing."""
     try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  what torch's exporter needs
-    except ImportError as error:
-        fail(f"--onnx needs {error.name}: pip install onnx onnxscript onnxruntime", USER_ERROR)
-    model = io.BytesIO()
+        refuse_without_extra("onnx")
+    except UserError as error:
+        fail(str(error), USER_ERROR)
     cpu = copy.deepcopy(policy).cpu()
-    torch.onnx.export(
-        Served(cpu, k).eval(),
-        (state.cpu(), noise.cpu()),
-        cast(Any, model),
-        input_names=["state", "noise"],
-        dynamo=True,
-        verbose=False,
-    )
-    session = onnxruntime.InferenceSession(model.getvalue(), providers=onnxruntime.get_available_providers())
-    inputs = {"state": state.cpu().numpy(), "noise": noise.cpu().numpy()}
-    return lambda: torch.from_numpy(session.run(None, inputs)[0]).to(state.device)
+    cpu.spec = replace(cpu.spec, num_inference_steps=k)
+    inputs = {"state": state.cpu()}, noise.cpu()
+    wide = (BOUND,) * ACTION_DIM
+    task = replace(SyntheticEnv(1).spec, action_low=tuple(-bound for bound in wide), action_high=wide)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), silence():
+        path = Path(folder) / "policy.onnx"
+        write_onnx(Sampler(cpu, task).eval(), inputs, "", path)
+        run = read_onnx(path)
+    return lambda: run(*inputs).to(state.device)
 
 
 if __name__ == "__main__":
