@@ -84,7 +84,9 @@ class Accelerator(TorchFunctionMode):
         return tensor.is_cuda or isinstance(tensor, Accelerated)
 
     def moved(self, tree: Any) -> Any:
-        """Tensors, or dicts and dataclasses of them, to the GPU."""
+        """Tensors, or dicts and dataclasses of them, to the GPU; what there isn't stays so."""
+        if tree is None:
+            return None
         if isinstance(tree, Tensor):
             return tree.to(self.device) if self.real else tree.as_subclass(Accelerated)
         if isinstance(tree, dict):
