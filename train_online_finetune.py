@@ -61,7 +61,7 @@ class Config:
 def main(config: Config) -> None:
     """Fine-tune the checkpoint on its own task, evaluate along the way and keep the best policy."""
     from reinflow.storage.checkpoint import load_checkpoint
-    from reinflow.training.fine_tuning import beside_the_pretrained
+    from reinflow.training.fine_tuning import beside_the_pretrained, memory_levers
     from reinflow.training.stages import Beginning, train_online
     from reinflow.training.trainer import no_inspection
     from reinflow.types import Objective
@@ -74,16 +74,18 @@ def main(config: Config) -> None:
     task = config.env.completed(checkpoint.env_spec, checkpoint.objective)
     ppo = config.ppo.completed(checkpoint.objective)
     objective = Objective(ppo.gamma, task.reward_mode, task.terminate_on_success)
+    spec = checkpoint.policy_spec.starting_with(config.policy.initial_noise_scale)
     beginning = Beginning(
         name="scratch" if config.scratch else "reinflow",
         checkpoint=checkpoint,
         path=config.pretrained_path,
-        spec=checkpoint.policy_spec.starting_with(config.policy.initial_noise_scale),
+        spec=spec,
         objective=objective,
         num_envs=config.online.num_envs,
         total_timesteps=config.online.total_timesteps,
         reconfiguration_freq=config.online.reconfiguration_freq,
         privileged=config.asymmetric_critic,
+        levers=memory_levers(ppo.rows_at_a_time, spec, config.online.num_envs, not config.freeze_visual_encoder),
         inspect=no_inspection if config.scratch else beside_the_pretrained,
     )
     settled = replace(config, ppo=ppo, env=config.env.settled(objective))
@@ -96,8 +98,7 @@ def fine_tuning(config: Config, ppo: PPOConfig, beginning: Beginning, stage: Sta
     from reinflow.algos.ppo import PPO
     from reinflow.algos.reinflow import ReinFlow, rollout_buffer
     from reinflow.algos.scratch import FromScratch
-    from reinflow.runtime import distributed
-    from reinflow.training.fine_tuning import warn_of_few_iterations
+    from reinflow.training.fine_tuning import hint_at_cores, warn_of_few_iterations
     from reinflow.training.loops import OnPolicy
 
     run, policy, env = stage.run, stage.policy, stage.env
@@ -112,12 +113,12 @@ def fine_tuning(config: Config, ppo: PPOConfig, beginning: Beginning, stage: Sta
     )
     if warning := agent.load_critic(beginning.checkpoint, beginning.path, beginning.objective):
         run.alarm(warning)
-    if config.acceleration.cuda_graphs and (run.device.type != "cuda" or distributed.active()):
-        run.alarm("--cuda_graphs does nothing without a GPU, or with several processes")
     agent.accelerate_(config.acceleration)
     warn_of_few_iterations(run, config.online, policy.spec.act_horizon)
+    if env.spec.sim_backend == "physx_cpu_batched" and config.env.num_workers is None:
+        hint_at_cores(run, config.online, env.num_envs)
     buffer = rollout_buffer(agent, ppo, config.online.rollout_steps * env.num_envs)
-    learner = (FromScratch if config.scratch else ReinFlow)(agent, PPO(agent, ppo, config.acceleration), buffer)
+    learner = (FromScratch if config.scratch else ReinFlow)(agent, PPO(agent, ppo), buffer)
     return OnPolicy(learner, env, config.online, run, run.generator())
 
 

@@ -5,7 +5,7 @@ A script gives the flags, and a function that builds what learns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
@@ -24,11 +24,12 @@ from reinflow.policies.base import Policy
 from reinflow.run.config import RunConfig
 from reinflow.run.run import Run
 from reinflow.runtime import distributed
+from reinflow.runtime.gpu import enough_memory
 from reinflow.storage.checkpoint import Checkpoint, adopt_teacher_, load_state_
 from reinflow.training.config import EvalConfig, OfflineConfig
 from reinflow.training.fine_tuning import beside_the_pretrained
 from reinflow.training.learner import BatchLearner
-from reinflow.training.loops import Loop, Offline, OfflineState
+from reinflow.training.loops import Loop, Offline, OfflineState, half_a_batch
 from reinflow.training.spread import spread_at
 from reinflow.training.trainer import Trainer
 from reinflow.training.validation import Validation
@@ -124,9 +125,11 @@ def train_offline(
                 draw = dataset.sample if gamma is None else dataset.sample_transitions
                 loop = Offline(learner, draw, config.offline, run, run.generator(), start, validation=validation)
                 inspect, hand_over = spread_at(dataset.overview()), gamma is not None
-                Trainer(
+                trainer = Trainer(
                     loop, env, config.evaluation, objective, camera=camera, hand_over=hand_over, inspect=inspect
-                ).train()
+                )
+                with enough_memory(half_a_batch(config.offline)):
+                    trainer.train()
 
 
 def demonstrations(
@@ -200,6 +203,8 @@ class Beginning:
     """whether observations hold the full state, too"""
     inspect: Inspect = beside_the_pretrained
     """looks at every evaluation"""
+    levers: Sequence[str] = ("lower --batch_size, --num_envs or the widths of the networks",)
+    """what makes it smaller where a GPU's memory runs out"""
 
 
 @dataclass(frozen=True)
@@ -223,7 +228,7 @@ def train_online(config: Flags, beginning: Beginning, build: Callable[[Stage], L
         spec.check_fits(env.spec)
         loop = build(Stage(run, policy, env))
         camera = envs.enter_context(filming(config.run, env.spec, config.env, policy, config.evaluation.eval_seed))
-        Trainer(
+        trainer = Trainer(
             loop,
             eval_env,
             config.evaluation,
@@ -231,7 +236,9 @@ def train_online(config: Flags, beginning: Beginning, build: Callable[[Stage], L
             camera=camera,
             prefer_newer=True,
             inspect=beginning.inspect,
-        ).train()
+        )
+        with enough_memory(beginning.levers):
+            trainer.train()
 
 
 def both_envs(config: Flags, beginning: Beginning, task: CompleteEnvConfig, run: Run) -> Iterator[ChunkEnv]:
