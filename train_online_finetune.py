@@ -66,7 +66,7 @@ class Config:
 def main(config: Config) -> None:
     """Fine-tune the checkpoint on its own task, evaluate along the way and keep the best policy."""
     from reinflow.storage.checkpoint import load_checkpoint
-    from reinflow.training.fine_tuning import beside_the_pretrained
+    from reinflow.training.fine_tuning import beside_the_pretrained, memory_levers
     from reinflow.training.stages import Beginning, train_online
     from reinflow.training.trainer import no_inspection
     from reinflow.types import Objective
@@ -80,18 +80,19 @@ def main(config: Config) -> None:
     task = config.env.completed(checkpoint.env_spec, checkpoint.objective)
     ppo = config.ppo.completed(checkpoint.objective)
     objective = Objective(ppo.gamma, task.reward_mode, task.terminate_on_success)
+    spec = checkpoint.policy_spec.starting_with(config.policy.initial_noise_scale)
     beginning = Beginning(
         name="scratch" if config.scratch else "reinflow",
         checkpoint=checkpoint,
         path=config.pretrained_path,
-        spec=checkpoint.policy_spec.starting_with(config.policy.initial_noise_scale),
+        spec=spec,
         objective=objective,
         num_envs=config.online.num_envs,
         total_timesteps=config.online.total_timesteps,
         reconfiguration_freq=config.online.reconfiguration_freq,
         privileged=config.asymmetric_critic,
         prepare=partial(holding, config),
-        levers=partial(levers_of, config, ppo),
+        levers=memory_levers(ppo.rows_at_a_time, spec, config.online.num_envs, not config.freeze_visual_encoder),
         inspect=no_inspection if config.scratch else beside_the_pretrained,
     )
     settled = replace(config, ppo=ppo, env=config.env.settled(objective))
@@ -106,14 +107,6 @@ def holding(config: Config, policy: Policy) -> Policy:
         return policy
     steps = config.num_inference_steps or policy.spec.num_inference_steps
     return holding_early_steps(policy, config.ft_denoising_steps, steps)
-
-
-def levers_of(config: Config, ppo: PPOConfig, policy: Policy, num_envs: int) -> list[str]:
-    """What makes a run smaller on a GPU."""
-    from reinflow.training.fine_tuning import memory_levers
-
-    trains_encoder = policy.spec.image is not None and not config.freeze_visual_encoder
-    return memory_levers(ppo.rows_at_a_time, policy.spec, num_envs, trains_encoder)
 
 
 def fine_tuning(config: Config, ppo: PPOConfig, beginning: Beginning, stage: Stage) -> OnPolicy:

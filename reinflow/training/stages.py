@@ -5,7 +5,7 @@ A script gives the flags, and a function that builds what learns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
@@ -187,11 +187,6 @@ def unchanged(policy: Policy) -> Policy:
     return policy
 
 
-def no_levers(policy: Policy, num_envs: int) -> list[str]:
-    """Nothing is known that makes a run smaller."""
-    return []
-
-
 @dataclass(frozen=True)
 class Beginning:
     """What an online run starts from, and what of its flags every loop needs."""
@@ -214,8 +209,8 @@ class Beginning:
     """whether observations hold the full state, too"""
     prepare: Callable[[Policy], Policy] = unchanged
     """makes what is trained of the checkpoint's policy"""
-    levers: Callable[[Policy, int], list[str]] = no_levers
-    """what makes a run of this policy in so many envs smaller on a GPU, by how much"""
+    levers: Sequence[str] = ("lower --batch_size, --num_envs or the widths of the networks",)
+    """what makes it smaller where a GPU's memory runs out"""
     inspect: Inspection = beside_the_pretrained
     """looks at every evaluation"""
 
@@ -251,7 +246,7 @@ def train_online(config: Flags, beginning: Beginning, build: Callable[[Stage], L
             prefer_newer=True,
             inspect=beginning.inspect,
         )
-        with enough_memory(beginning.levers(policy, env.num_envs)):
+        with enough_memory(beginning.levers):
             trainer.train()
 
 
