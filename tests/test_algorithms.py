@@ -29,9 +29,9 @@ from tests.test_resume import assert_equal, logged, stop_at
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_QS = ["--num_qs", "3", "--q_hidden_dim", "16"]
-OFF_POLICY_RHYTHM = ["--num_envs", "4", "--total_timesteps", "160", "--learning_starts", "12", "--updates_per_step",
-                     "2", "--batch_size", "8", "--log_freq", "3", "--eval_freq", "4", "--save_freq", "3"]  # fmt: skip
-
+OFF_POLICY_RHYTHM = ["--num_envs", "4", "--total_timesteps", "160", "--learning_starts", "12", "--batch_size", "8",
+                     "--updates_at_start", "2", "--updates_per_step", "2", "--log_freq", "3", "--eval_freq", "4",
+                     "--save_freq", "3"]  # fmt: skip
 GROUPS = ["--num_envs", "4", "--group", "2", "--total_timesteps", "288", "--minibatch_size", "8", "--epochs", "2",
           "--eval_freq", "2", "--save_freq", "1"]  # fmt: skip
 

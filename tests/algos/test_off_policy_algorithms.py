@@ -193,8 +193,8 @@ def test_only_demonstrations_are_imitated(make_policy):
 
 def test_the_agreed_advantage_by_hand():
     # two Qs of one state with three chains; group means 2 and 4
-    q = torch.tensor([[[1.0, 2.0, 3.0]], [[3.0, 3.5, 5.5]]])
-    # advantages (-1, 0, 1) and (-1, -.5, 1.5): the cautious one where the signs agree, 0 where not
+    q = torch.tensor([[[1.0, 2.0, 3.0]], [[2.0, 3.5, 6.5]]])
+    # advantages (-1, 0, 1) and (-2, -.5, 2.5): the cautious one where the signs agree, 0 where not
     torch.testing.assert_close(agreed_advantage(q), torch.tensor([[-1.0, 0.0, 1.0]]))
 
 
