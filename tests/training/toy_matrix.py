@@ -40,7 +40,7 @@ FAST: dict[str, Any] = {"num_qs": 5, "q_hidden_dim": 64, "lr_critic": 1e-3, "tau
 OWN: dict[str, dict[str, Any]] = {
     "ppo": {"rollout_steps": 6, "minibatch_size": 96, "critic_warmup_steps": 1_500, "lr_critic": 1e-3},
     "grpo": {"minibatch_size": 96, "epochs": 8, "lr": 5e-4},
-    "ogpo": {"critic_updates": 2, "states": 32, "lr": 5e-4, "bc_weight": 0.02},
+    "ogpo": {"critic_updates": 2, "states": 32, "lr": 1e-3, "lag": 0.2, "bc_weight": 0.02},
     "residual": {"bound": 0.5, "switch_on": 1_000},
     "dsrl": {"bound": 2.0},
 }
