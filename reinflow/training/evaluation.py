@@ -217,7 +217,8 @@ def noise_generator(seed: int) -> torch.Generator:
 def noises(seed: int, shape: tuple[int, ...]) -> Iterator[Float[Tensor, "..."]]:
     """Standard normal x_0 of one decision of an episode after the other, without end.
 
-    They are drawn as many at a time as `shape` = (decisions of a whole episode, *that of one) says, which decides the numbers.
+    They are drawn as many at a time as `shape` = (decisions of a whole episode, *that of one) says, which decides the
+    numbers.
     """
     generator = noise_generator(seed)
     while True:
