@@ -7,10 +7,20 @@ Adding one is a file in `reinflow/algos`, its options in `reinflow/algos/options
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reinflow.algos.config import BCConfig
+from reinflow.algos.offline_options import (
+    CalQLConfig,
+    CQLConfig,
+    DIPOConfig,
+    FQLConfig,
+    MeanFlowQLConfig,
+    QSMConfig,
+    RWRConfig,
+)
 from reinflow.algos.options import (
     DISCOUNT,
     AWROptions,
@@ -66,14 +76,41 @@ LOOPS: Registry[Any] = Facet(ONLINE, lambda entry: entry.loop)
 """the flags of the loop that an online algorithm runs in"""
 
 REGRESSED, SAMPLED = ("Regressable",), ("Regressable", "Samplable")
+ONE_STEP, SCORED = (*SAMPLED, "OneStep"), (*SAMPLED, "Scored")
+
+
+def at_level(place: str) -> Callable[..., Any]:
+    """`later` of a learner whose new critics start where the data's returns are."""
+    make = later(place)
+
+    def build(policy: Any, options: Any, setting: Any) -> Any:
+        learner = make(policy, options, setting)
+        if setting.level is not None:
+            learner.start_at_(setting.level)
+        return learner
+
+    return build
+
 
 OFFLINE.add("bc", Offline(later("reinflow.builders:cloning"), BCConfig, needs=REGRESSED, rewards=False))
 OFFLINE.add("awr", Offline(later("reinflow.builders:awr"), AWROptions, needs=SAMPLED))
+OFFLINE.add("rwr", Offline(later("reinflow.algos.rwr:RWR"), RWRConfig, needs=REGRESSED))
+OFFLINE.add("idql", Offline(at_level("reinflow.algos.idql:IDQL"), IDQLConfig, needs=SAMPLED))
+OFFLINE.add("dql", Offline(at_level("reinflow.algos.dql:DQL"), DQLConfig, needs=SAMPLED))
+OFFLINE.add("dipo", Offline(at_level("reinflow.algos.dipo:DIPO"), DIPOConfig, needs=SAMPLED))
+OFFLINE.add("qsm", Offline(at_level("reinflow.algos.qsm:QSM"), QSMConfig, needs=SCORED))
+OFFLINE.add("fql", Offline(at_level("reinflow.algos.fql:FQL"), FQLConfig, needs=ONE_STEP))
+OFFLINE.add("meanflow_ql", Offline(at_level("reinflow.algos.meanflow_ql:MeanFlowQL"), MeanFlowQLConfig, needs=ONE_STEP))
+OFFLINE.add("cql", Offline(at_level("reinflow.algos.cql:CQL"), CQLConfig, needs=ONE_STEP))
+OFFLINE.add("cal_ql", Offline(at_level("reinflow.algos.cal_ql:CalQL"), CalQLConfig, needs=ONE_STEP))
 
 ONLINE.add("ppo", OnPolicy(later("reinflow.builders:ppo"), PPOOptions))
 ONLINE.add("grpo", OnPolicy(later("reinflow.builders:grpo"), GRPOConfig, loop=WholeEpisodes))
 ONLINE.add("dql", OffPolicy(later("reinflow.algos.dql:DQL"), DQLConfig, needs=SAMPLED))
 ONLINE.add("idql", OffPolicy(later("reinflow.algos.idql:IDQL"), IDQLConfig, needs=SAMPLED))
+ONLINE.add("dipo", OffPolicy(later("reinflow.algos.dipo:DIPO"), DIPOConfig, needs=SAMPLED))
+ONLINE.add("qsm", OffPolicy(later("reinflow.algos.qsm:QSM"), QSMConfig, needs=SCORED))
+ONLINE.add("fql", OffPolicy(later("reinflow.algos.fql:FQL"), FQLConfig, needs=ONE_STEP))
 ONLINE.add("sac", OffPolicy(later("reinflow.builders:sac"), SACConfig, loop=WithoutDemos))
 ONLINE.add("rlpd", OffPolicy(later("reinflow.builders:sac"), RLPDConfig))
 ONLINE.add("ibrl", OffPolicy(later("reinflow.algos.helped:ibrl"), IBRLConfig, needs=("Samplable",)))

@@ -22,6 +22,8 @@ SCRIPTS = {
     "clone": Command("train_shortcut_flow", "Stage 1: behaviour cloning"),
     "weight": Command("train_aw_shortcut_flow", "Stage 2: offline improvement by advantage weighting"),
     "finetune": Command("train_online_finetune", "Stage 3: online fine-tuning"),
+    "offline": Command("train_offline", "offline training by any algorithm"),
+    "online": Command("train_online", "online training by any algorithm"),
     "evaluate": Command("evaluate", "success, return and speed of checkpoints"),
     "profile": Command("test_reinflow_memory_real", "memory and speed of Stage 3 over numbers of envs"),
 }

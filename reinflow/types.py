@@ -216,6 +216,30 @@ class Samplable(Protocol):
         ...
 
 
+@runtime_checkable
+class OneStep(Protocol):
+    """Knows where noise leads in a single step. Asked for by Q-learning that trains what acts in one."""
+
+    def in_one_step(self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
+        """The normalised chunk that x_0 = `noise` leads to, with gradients."""
+        ...
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """Predicts the noise in a noisy chunk, which is its score but for a factor. Asked for by Q-score matching."""
+
+    def noised(self, chunk: Float[Tensor, "b h a"]) -> tuple[Tensor, Int[Tensor, "b"], Float[Tensor, "b h a"]]:
+        """Normalised chunks with noise of levels that are drawn, these levels, and standard normal noise itself."""
+        ...
+
+    def noise_in(
+        self, x: Float[Tensor, "b h a"], level: Int[Tensor, "b"], cond: Float[Tensor, "b z"]
+    ) -> Float[Tensor, "b h a"]:
+        """The noise that is expected in chunks `x` of these levels."""
+        ...
+
+
 Kernel = Callable[[int, Tensor], "Transition"]
 """(k, x_k) -> how x_{k+1} is drawn"""
 

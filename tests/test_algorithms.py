@@ -22,16 +22,17 @@ from reinflow.runtime import interrupts
 from reinflow.runtime.interrupts import Interrupted
 from reinflow.storage.checkpoint import load_checkpoint
 from reinflow.training.config import OffPolicyConfig, OnPolicyConfig
-from tests.small import EVALUATION, demo_file, run_stage
+from tests.small import EVALUATION, NET, demo_file, run_stage
 from tests.small import OFFLINE as OFFLINE_RHYTHM
 from tests.small import ONLINE as ON_POLICY_RHYTHM
 from tests.test_resume import assert_equal, logged, stop_at
 
 ROOT = Path(__file__).resolve().parent.parent
+FROM_SCRATCH = ["--pretrained_path", "None", "--env_id", "Toy-v0", "--family", "ddpm", *NET]
 SMALL_QS = ["--num_qs", "3", "--q_hidden_dim", "16"]
-OFF_POLICY_RHYTHM = ["--num_envs", "4", "--total_timesteps", "160", "--learning_starts", "12", "--updates_per_step",
-                     "2", "--batch_size", "8", "--log_freq", "3", "--eval_freq", "4", "--save_freq", "3"]  # fmt: skip
-
+OFF_POLICY_RHYTHM = ["--num_envs", "4", "--total_timesteps", "160", "--learning_starts", "12", "--batch_size", "8",
+                     "--updates_at_start", "2", "--updates_per_step", "2", "--log_freq", "3", "--eval_freq", "4",
+                     "--save_freq", "3"]  # fmt: skip
 GROUPS = ["--num_envs", "4", "--group", "2", "--total_timesteps", "288", "--minibatch_size", "8", "--epochs", "2",
           "--eval_freq", "2", "--save_freq", "1"]  # fmt: skip
 
@@ -49,7 +50,7 @@ def flags(folder: Path, script, algorithm: str, name: str) -> list[str]:
     words = ["--algorithm", algorithm, "--exp_name", name, "--runs_dir", str(folder / "runs"), "--no-cuda", *EVALUATION,
              "--pretrained_path", str(folder / "runs" / "start"), "--demo_path", str(folder / "demos.h5")]  # fmt: skip
     if script is train_offline:
-        return words + OFFLINE_RHYTHM
+        return words + OFFLINE_RHYTHM + ([] if "shortcut" in able_families(OFFLINE[algorithm]) else FROM_SCRATCH)
     if algorithm == "grpo":
         return words + GROUPS
     return words + (ON_POLICY_RHYTHM if isinstance(ONLINE[algorithm], OnPolicy) else OFF_POLICY_RHYTHM + SMALL_QS)
@@ -83,11 +84,23 @@ def test_a_stopped_online_run_goes_on_to_the_bit(folder, monkeypatch, algorithm)
     assert any("losses/q_bias" in line for line in lines) == (algorithm != "grpo")
 
 
+def test_a_stopped_offline_run_of_the_most_parts_goes_on_to_the_bit(folder, monkeypatch):
+    run(train_offline, flags(folder, train_offline, "fql", "offline-whole"))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(interrupts, "check", stop_at(7))
+        run(train_offline, flags(folder, train_offline, "fql", "offline-stopped"))
+    run(train_offline, ["--algorithm", "fql", "--resume", str(folder / "runs" / "offline-stopped")])
+    assert_equal(folder, "offline-whole", "offline-stopped")
+    assert load_checkpoint(folder / "runs" / "offline-whole").policy_spec.num_inference_steps == 1
+
+
 @pytest.mark.parametrize("algorithm", OFFLINE)
 def test_an_offline_run_keeps_a_policy_and_its_critics(folder, algorithm):
     run(train_offline, flags(folder, train_offline, algorithm, algorithm))
     checkpoint = load_checkpoint(folder / "runs" / algorithm)
-    assert bool(checkpoint.parts) == (checkpoint.objective is not None) == OFFLINE[algorithm].rewards
+    assert (checkpoint.objective is not None) == OFFLINE[algorithm].rewards
+    # what weighs returns has no critics
+    assert ("q" in checkpoint.parts) == (algorithm not in ("bc", "rwr"))
 
 
 def test_stage_three_by_its_name_is_stage_three(folder):

@@ -128,6 +128,10 @@ class PPOFlags:
     """zero mean and unit std over each rollout"""
     entropy_coef: float = 0.0
     """weight of the noise's entropy per scored dimension"""
+    w2_coef: float = 0.0
+    """weight of the squared distance to the actions of the policy before fine-tuning; DMPO has 0.05, 0 is off"""
+    w2_decay_steps: int = 500_000
+    """env steps until that weight has fallen to 0; 0 keeps it"""
     value_coef: float = 0.5
     """weight of the value loss"""
     max_grad_norm: float = 1.0

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nets.critic import PrivilegedValueNetwork
 from reinflow.algos.actor_critic import ActorCritic
 from reinflow.algos.advantages import explained_variance, mean_over, normalized
+from reinflow.algos.anchor import Anchor
 from reinflow.algos.config import PPOConfig
 from reinflow.algos.guard import StepGuard
 from reinflow.algos.rollout import RolloutBuffer, Rows
@@ -173,6 +174,7 @@ class PPO:
             self.velocity_parameters += list(agent.policy.encoder.parameters())
         self.noise_parameters = list(agent.actor.noise_parameters())
         self.critic_parameters = list(agent.critic.parameters())
+        self.anchor = Anchor(agent.policy, config.w2_coef, config.w2_decay_steps) if config.w2_coef else None
         groups = [
             {"params": self.velocity_parameters, "lr": config.lr},
             {"params": self.noise_parameters, "lr": config.lr_noise},
@@ -294,20 +296,31 @@ class PPO:
         self.zero_gradients()
         with self.agent.precision.products():
             if (self.config.micro_batch_size or len(rows["log_probs"])) >= len(rows["log_probs"]):
-                losses = ppo_loss(self.agent, self.config, self.agent.condition(rows["obs"]), rows)
+                losses = self.losses(rows)
                 losses["loss"].backward()
                 return detached(losses)
             parts: list[dict[str, Tensor]] = []
             total = rows["valid"].sum().clamp_min(1)
             for piece in self.pieces(rows):
                 share = piece["valid"].sum() / total
-                losses = ppo_loss(self.agent, self.config, self.agent.condition(piece["obs"]), piece)
+                losses = self.losses(piece)
                 (losses["loss"] * share).backward()
                 parts.append(
                     {name: v if name == "ratio_deviation" else v * share for name, v in detached(losses).items()}
                 )
         columns = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
         return {name: column.amax() if name == "ratio_deviation" else column.sum() for name, column in columns.items()}
+
+    def losses(self, rows: Rows) -> dict[str, Tensor]:
+        """`ppo_loss` of rows, and the distance to the policy before fine-tuning where that counts."""
+        cond = self.agent.condition(rows["obs"])
+        losses = ppo_loss(self.agent, self.config, cond, rows)
+        if self.anchor is not None:
+            x_0, steps = rows["actions"][:, 0], self.agent.actor.num_steps
+            distance = self.anchor.distance(self.agent.policy, cond, rows["obs"], x_0, steps)
+            losses["w2"] = mean_over(distance, rows.get("valid"))
+            losses["loss"] = losses["loss"] + self.anchor.weight * losses["w2"]
+        return losses
 
     def critic_epochs(
         self, buffer: RolloutBuffer, generator: torch.Generator | None, epochs: int
@@ -338,13 +351,19 @@ class PPO:
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Both optimisers, their tensors live; the agent's weights are saved elsewhere."""
-        return {"actor": self.actor_optimizer.state_dict(), "critic": self.critic_optimizer.state_dict()}
+        """Both optimisers, their tensors live, and the policy before fine-tuning where its distance counts.
+
+        The agent's weights are saved elsewhere.
+        """
+        anchor = {} if self.anchor is None else {"anchor": self.anchor.state_dict()}
+        return {"actor": self.actor_optimizer.state_dict(), "critic": self.critic_optimizer.state_dict(), **anchor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`; captured graphs and the count of skipped steps are dropped."""
         self.actor_optimizer.load_state_dict(state["actor"])
         self.critic_optimizer.load_state_dict(state["critic"])
+        if self.anchor is not None:
+            self.anchor.load_state_dict(state["anchor"])
         self.guard.reset()
         self._forget_graphs()  # the moments lie elsewhere now
 

@@ -132,8 +132,15 @@ class QActor(Judge):
         """One step of the Qs and one of the policy on a batch of transitions."""
         rows, cond = self.cloning.regression(batch)
         action = executed_part(self.policy, self.policy.normalize_chunk(batch.chunk))
-        metrics = self.critic.update(cond.detach(), action, self.target(batch))
+        penalty = self.penalty(batch, cond.detach(), action)
+        metrics = self.critic.update(cond.detach(), action, self.target(batch), penalty)
         return metrics | self.improve(rows, cond, action)
+
+    def penalty(
+        self, batch: Any, cond: Float[Tensor, "b z"], action: Float[Tensor, "b ea"]
+    ) -> Float[Tensor, ""] | float:
+        """What the Qs minimise beside their errors: nothing."""
+        return 0.0
 
     def improve(
         self, rows: Float[Tensor, "b"], cond: Float[Tensor, "b z"], action: Float[Tensor, "b ea"]

@@ -68,6 +68,8 @@ class ReinFlow:
         """
         self.buffer.reset()
         self.agent.update_noise_schedule(step=env_steps)
+        if self.ppo.anchor is not None:
+            self.ppo.anchor.follow_(env_steps)
         self.critic_only = self.ppo.config.warms_critic_up(env_steps)
         return not self.critic_only
 

@@ -45,6 +45,8 @@ class TransitionBatch(Batch):
     """the recording ended there without termination"""
     demonstrated: Bool[Tensor, "b"] | None = None
     """which rows are demonstrations, in a mixture with own decisions"""
+    return_to_go: Float[Tensor, "b"] | None = None
+    """discounted return that followed, see `returns_to_go`; None where the rest of the episode isn't known"""
 
 
 class ChunkDataset:
@@ -119,6 +121,7 @@ class ChunkDataset:
             next_obs=self._history(self.next_obs_rows[index]),
             terminated=self.terminated[index],
             truncated=self.truncated[index],
+            return_to_go=self.return_to_go[index],
         )
 
     def _history(self, rows: Int[Tensor, "b o"]) -> Obs:
@@ -148,7 +151,30 @@ class ChunkDataset:
             tau += executes
         self.discount = self.gamma ** tau.float()
         self.truncated = (tau == left) & ~self.terminated
+        self.return_to_go = returns_to_go(rewards, terminated, left, self.gamma)
         self.next_obs_rows = starts.obs[:, None] + ((starts.time + tau)[:, None] + frames).clamp_min(0)
+
+
+def returns_to_go(
+    rewards: Float[Tensor, "m"], terminated: Bool[Tensor, "m"], left: Int[Tensor, "m"], gamma: float
+) -> Float[Tensor, "m"]:
+    """sum_i gamma**i * r_{t+i} of every step of recordings of which `left` steps, itself among them, are left.
+
+    It ends where the task does. A recording that only stops is taken to go on with its last reward, for 1 / (1 - gamma)
+    steps' worth and at most 100: what is cut early would else look worse than what is cut late.
+    """
+    row = torch.arange(len(rewards), device=rewards.device)
+    never = len(rewards) + left.max()
+    end = torch.where(terminated, row, never).flip(0).cummin(0).values.flip(0)
+    steps = torch.minimum(left, end - row + 1)
+    last = row + steps - 1
+    total, span = rewards.clone(), 1
+    while span < int(steps.max()):  # `total` is the sum of `span` steps: twice as many each time
+        inside = span < steps
+        total = total + torch.where(inside, gamma**span * total[torch.where(inside, row + span, row)], 0.0)
+        span *= 2
+    beyond = rewards[last] * gamma**steps / max(1 - gamma, 0.01)
+    return total + torch.where(terminated[last], 0.0, beyond)
 
 
 @dataclass

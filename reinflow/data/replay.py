@@ -122,11 +122,13 @@ class Mixture:
 
 
 def joined(first: TransitionBatch, second: TransitionBatch) -> TransitionBatch:
-    """The rows of both."""
+    """The rows of both; a column that one of them lacks is None."""
     columns: dict[str, Any] = {}
     for field in fields(TransitionBatch):
         mine, theirs = getattr(first, field.name), getattr(second, field.name)
-        if isinstance(mine, dict):
+        if mine is None or theirs is None:
+            columns[field.name] = None
+        elif isinstance(mine, dict):
             columns[field.name] = {name: torch.cat((mine[name], theirs[name])) for name in mine}
         else:
             columns[field.name] = torch.cat((mine, theirs))

@@ -37,9 +37,10 @@ MAX_BETA = 0.999
 
 
 class DDPM(FlowPolicy):
-    """Regressable and Samplable, in one step badly; `initial_noise_scale` is that of a flow."""
+    """Regressable, Scored and Samplable, in one step badly; `initial_noise_scale` is that of a flow."""
 
     alpha: Tensor
+    in_one_step = None  # type: ignore[assignment]  # not OneStep: at pure noise it knows nothing of actions
 
     def __init__(self, spec: PolicySpec, net: nn.Module):
         super().__init__(spec, net)
@@ -56,12 +57,22 @@ class DDPM(FlowPolicy):
         self, cond: Float[Tensor, "b z"], chunk: Float[Tensor, "b h a"], teacher: nn.Module | None = None
     ) -> Float[Tensor, "b"]:
         """Squared error of the noise per row."""
+        x, index, x_0 = self.noised(chunk)
+        return (self.noise_in(x, index, cond) - x_0).square().mean((1, 2))
+
+    def noised(self, chunk: Float[Tensor, "b h a"]) -> tuple[Tensor, Int[Tensor, "b"], Float[Tensor, "b h a"]]:
+        """Chunks at noise levels drawn evenly, these levels, and the noise x_0 that is in them."""
         x_0 = torch.randn_like(chunk)
         index = torch.randint(self.config.diffusion_steps, (len(chunk),), device=chunk.device)
         alpha, sigma = self.levels(index)
-        t = self.times(index)
-        noise = self.net(alpha * chunk + sigma * x_0, t, torch.zeros_like(t), cond)
-        return (noise - x_0).square().mean((1, 2))
+        return alpha * chunk + sigma * x_0, index, x_0
+
+    def noise_in(
+        self, x: Float[Tensor, "b h a"], level: Int[Tensor, "b"], cond: Float[Tensor, "b z"]
+    ) -> Float[Tensor, "b h a"]:
+        """What the network takes for x_0; -sigma times the score of the policy at that level."""
+        t = self.times(level)
+        return self.net(x, t, torch.zeros_like(t), cond)
 
     def levels(self, index: Int[Tensor, "n"]) -> tuple[Float[Tensor, "n 1 1"], Float[Tensor, "n 1 1"]]:
         """Shares of action and noise."""

@@ -104,6 +104,10 @@ class FlowPolicy(Policy):
             x = step(k, x)
         return x
 
+    def in_one_step(self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
+        """The chunk that one step over the whole interval leads to."""
+        return self.sample(cond, noise, 1)
+
     def chain(self, num_steps: int, config: NoiseNetConfig) -> NoisyFlow:
         """Its own steps, with learned noise added to each (ReinFlow, arXiv:2505.22094)."""
         return NoisyFlow(self, num_steps, config)

@@ -48,6 +48,10 @@ class Gaussian(Policy):
         """The mean; a Gaussian has no use for `noise` and steps when it does not explore."""
         return self.mean(cond)
 
+    def in_one_step(self, cond: Float[Tensor, "b z"], noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
+        """`sample`, which never takes more."""
+        return self.sample(cond, noise, 1)
+
     def chain(self, num_steps: int, config: NoiseNetConfig) -> Gaussian:
         """Itself: it has one step, and a std of its own."""
         return self

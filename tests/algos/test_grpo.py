@@ -50,10 +50,11 @@ def test_only_the_first_episode_counts_and_a_broken_one_does_not(make_policy):
     obs = {"state": torch.randn(4, 2, 5)}
     generator = torch.Generator().manual_seed(0)
     one.begin(0)
-    one.store(one.act(obs, generator), outcome([1.0, 2.0, 3.0, 4.0], [False, True, False, False]))
+    first = outcome([1.0, 2.0, float("nan"), 4.0], [False, True, False, False], [False, False, True, False])
+    one.store(one.act(obs, generator), first)
+    assert one.playing.tolist() == [True, False, False, True]
     assert not one.full
-    nan = float("nan")
-    one.store(one.act(obs, generator), outcome([10.0, 10.0, nan, 10.0], [True] * 4, [False, False, True, False]))
+    one.store(one.act(obs, generator), outcome([10.0] * 4, [True] * 4))
     assert one.full
     # 1 + .81 * 10; the second env had ended before; the third broke, and its group's other one is alone
     left_out = one.finish(obs)

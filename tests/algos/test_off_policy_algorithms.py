@@ -53,7 +53,8 @@ def learner(policy: Any, algorithm: str, **options: Any) -> Any:
 @pytest.mark.parametrize("algorithm", [name for name, one in ONLINE.items() if issubclass(one.loop, OffPolicyConfig)])
 def test_a_learner_goes_on_from_its_state_to_the_bit(make_policy, algorithm):
     small = {"critic_updates": 2, "states": 4, "group": 2} if algorithm == "ogpo" else {}
-    whole, again = (learner(make_policy("shortcut"), algorithm, **small) for _ in range(2))
+    family = "ddpm" if algorithm == "qsm" else "shortcut"
+    whole, again = (learner(make_policy(family), algorithm, **small) for _ in range(2))
     data = [batch(demonstrated=True) for _ in range(4)]
     for rows in data[:2]:
         whole.update(rows)
@@ -193,8 +194,8 @@ def test_only_demonstrations_are_imitated(make_policy):
 
 def test_the_agreed_advantage_by_hand():
     # two Qs of one state with three chains; group means 2 and 4
-    q = torch.tensor([[[1.0, 2.0, 3.0]], [[3.0, 3.5, 5.5]]])
-    # advantages (-1, 0, 1) and (-1, -.5, 1.5): the cautious one where the signs agree, 0 where not
+    q = torch.tensor([[[1.0, 2.0, 3.0]], [[2.0, 3.5, 6.5]]])
+    # advantages (-1, 0, 1) and (-2, -.5, 2.5): the cautious one where the signs agree, 0 where not
     torch.testing.assert_close(agreed_advantage(q), torch.tensor([[-1.0, 0.0, 1.0]]))
 
 

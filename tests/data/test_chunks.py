@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reinflow.data.chunks import ChunkDataset
+from reinflow.data.chunks import ChunkDataset, returns_to_go
 from reinflow.data.trajectories import Demos, Trajectory
 from reinflow.types import StillAction
 
@@ -145,3 +145,27 @@ def test_batches_are_made_on_the_device():
     demos = Demos([trajectory(3, 0, (1, 1, 1))], "Some-v0", "some_mode")
     data = ChunkDataset(demos, 2, 4, 2, GAMMA, device="cuda", still=MOVES)
     assert data.sample_transitions(8, torch.Generator("cuda")).next_obs["state"].device.type == "cuda"
+
+
+def test_the_return_to_go_by_hand():
+    # cut after rewards 1, 2, 3: 3 for ever is 3 / (1 - .5) = 6, then 2 + 6 / 2 = 5 and 1 + 5 / 2; of 1, 2: 4 and 3
+    assert dataset().transition(every(dataset())).return_to_go.tolist() == [3.5, 5, 6, 3, 4]
+    # terminated: 3, 2 + 3 / 2, 1 + 3.5 / 2
+    ended = dataset(terminated=True)
+    assert ended.transition(every(ended)).return_to_go.tolist() == [2.75, 3.5, 3, 3, 4]
+
+
+def test_the_return_to_go_is_that_of_a_walk_through_the_recordings():
+    generator = torch.Generator().manual_seed(0)
+    lengths, gamma = [1, 37, 5, 64], 0.9
+    rewards = torch.rand(sum(lengths), generator=generator, dtype=torch.float64)
+    terminated = torch.rand(sum(lengths), generator=generator) < 0.05
+    left = torch.cat([torch.arange(length, 0, -1) for length in lengths])
+    expected, following = [], 0.0
+    for reward, ends, remaining in zip(rewards.flip(0), terminated.flip(0), left.flip(0), strict=True):
+        if remaining == 1:
+            following = reward / (1 - gamma)
+        following = reward + gamma * (0.0 if ends else following)
+        expected.append(following)
+    assert terminated.sum() > 2
+    torch.testing.assert_close(returns_to_go(rewards, terminated, left, gamma), torch.stack(expected).flip(0))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from reinflow.data.chunks import TransitionBatch
-from reinflow.data.replay import Mixture, ReplayBuffer
+from reinflow.data.replay import Mixture, ReplayBuffer, joined
 from reinflow.errors import UserError
 from reinflow.types import ChunkStep, EpisodeStats
 
@@ -133,6 +135,15 @@ def test_a_fixed_share_of_a_batch_are_demonstrations_cut_to_what_own_decisions_h
     for share, first in ((0.0, True), (1.0, False)):
         batch = Mixture(replay, demonstrations, share, slice(1, 3)).sample(4, torch.Generator())
         assert ((batch.reward < 100) == first).all()
+
+
+def test_a_column_that_only_demonstrations_know_is_left_out_of_a_mixture():
+    one = torch.ones(1)
+    no = torch.zeros(1, dtype=torch.bool)
+    own = TransitionBatch({"state": one}, one, one, one, {"state": one}, no, no)
+    both = joined(own, replace(own, return_to_go=one))
+    assert both.return_to_go is None
+    assert joined(replace(own, return_to_go=2 * one), replace(own, return_to_go=one)).return_to_go.tolist() == [2, 1]
 
 
 def test_room_for_nothing_is_refused():
