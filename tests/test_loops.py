@@ -22,6 +22,7 @@ from reinflow.algos.ppo import value_loss
 from reinflow.algos.reinflow import ReinFlow
 from reinflow.algos.rollout import RolloutBuffer
 from reinflow.policies import build_policy
+from reinflow.run.config import RunConfig
 from reinflow.training.config import OnPolicyConfig
 from reinflow.training.health import Diverged
 from reinflow.training.loops import OnPolicy, OnPolicyState
@@ -120,6 +121,7 @@ class Seen:
     """What a run of the loop gave to its parts."""
 
     config: PPOConfig
+    anchor: None = None
     agent: ScriptedAgent = field(default_factory=ScriptedAgent)
     env: ScriptedEnv = field(default_factory=ScriptedEnv)
     state: OnPolicyState = field(default_factory=OnPolicyState)
@@ -144,7 +146,11 @@ def looped(total_timesteps: int, warmup: int = 0, **rhythm: int) -> Seen:
     """`OnPolicy` over the script, from its start, run by a trainer whose keeper notes what it is asked for."""
     seen = Seen(PPOConfig(critic_warmup_steps=warmup))
     nothing = SimpleNamespace(
-        log=seen.log, alarm=seen.alarms.append, status=lambda **_: None, progress=lambda *_, **__: None
+        config=RunConfig(),
+        log=seen.log,
+        alarm=seen.alarms.append,
+        status=lambda **_: None,
+        progress=lambda *_, **__: None,
     )
     buffer = RolloutBuffer(ENVS * DECISIONS, 1, 1, 1, GAMMA, LAMBDA, num_inference_steps=1)
     config = OnPolicyConfig(ENVS, DECISIONS, total_timesteps, **rhythm)
@@ -153,7 +159,7 @@ def looped(total_timesteps: int, warmup: int = 0, **rhythm: int) -> Seen:
     trainer = object.__new__(Trainer)
     trainer.loop, trainer.run = loop, nothing
     trainer.keeper = SimpleNamespace(
-        evaluate=lambda policy, step: seen.evaluated.append(loop.count) or {},
+        evaluate=lambda policy, step, keep: seen.evaluated.append(loop.count) or {},
         mark=lambda step: None,
         save_mark=lambda: seen.saved.append(loop.count),
     )
