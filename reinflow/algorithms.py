@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reinflow.algos.config import BCConfig
 from reinflow.algos.offline_options import (
@@ -42,12 +42,9 @@ from reinflow.registry import Entry, Facet, Registry, later
 from reinflow.specs import Objective
 from reinflow.training.config import OffPolicyConfig, OGPOLoop, OnPolicyConfig, WholeEpisodes, WithoutDemos
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
-class Offline(Entry["BatchLearner"]):
+class Offline(Entry[Any]):
     """An algorithm that learns from demonstrations alone."""
 
     rewards: bool = True
@@ -55,7 +52,7 @@ class Offline(Entry["BatchLearner"]):
 
 
 @dataclass(frozen=True)
-class OffPolicy(Entry["OffPolicyLearner"]):
+class OffPolicy(Entry[Any]):
     """An algorithm that learns from whatever is in a replay buffer while it acts."""
 
     loop: type = OffPolicyConfig
@@ -63,7 +60,7 @@ class OffPolicy(Entry["OffPolicyLearner"]):
 
 
 @dataclass(frozen=True)
-class OnPolicy(Entry["OnPolicyLearner"]):
+class OnPolicy(Entry[Any]):
     """An algorithm that learns from each of its rollouts once."""
 
     loop: type = OnPolicyConfig
