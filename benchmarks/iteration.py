@@ -55,7 +55,6 @@ class Iteration:
         self.ppo = PPO(agent, agent.config)
         self.buffer = rollout_buffer(agent, agent.config, decisions * env.num_envs)
         self.learner = ReinFlow(agent, self.ppo, self.buffer)
-        self.initial = self.weights()
 
     def weights(self) -> dict[str, Tensor]:
         """Copies, by who steps them: their learning rates differ, so one's movement would hide another's."""
@@ -74,8 +73,9 @@ class Iteration:
             collect(self.learner, self.env, obs, self.generator.manual_seed(0))
             results = {name: self.buffer.data[name].clone() for name in COLLECTED}
             if self.epochs:
+                before = self.weights()  # a new V has started at the level of the rewards by now
                 self.learner.update(self.generator)
-                moved = {name: values - self.initial[name] for name, values in self.weights().items()}
+                moved = {name: values - before[name] for name, values in self.weights().items()}
                 results |= {f"movement of {name}": values for name, values in moved.items()}
         return results
 

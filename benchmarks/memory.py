@@ -15,7 +15,7 @@ from benchmarks._agents import add_net_flag, make_agent
 from benchmarks._compare import parser, save
 from benchmarks.scaling import filled
 from reinflow.algos.config import PPOConfig
-from reinflow.algos.ppo import ppo_loss
+from reinflow.algos.ppo import judged, ppo_loss
 
 KIB = 2**10
 
@@ -40,7 +40,7 @@ def held_by_loss(net: str, horizon: int, rows: int, k: int, micro_batch_size: in
     agent = make_agent(net, horizon, k, PPOConfig(micro_batch_size=micro_batch_size))  # type: ignore[arg-type]
     cond = torch.zeros(rows, agent.policy.spec.cond_dim, device=agent.policy.device)
     batch = filled(agent, cond, decisions=1).flat()
-    return held_bytes(lambda: ppo_loss(agent, agent.config, cond, batch))
+    return held_bytes(lambda: ppo_loss(agent, agent.config, judged(agent, batch["actions"], cond), cond, batch))
 
 
 def main() -> None:

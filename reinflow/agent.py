@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nets.unet1d import ShortCutVelocityUNet1D
 from reinflow.algos.actor_critic import ActorCritic
 from reinflow.algos.config import PPOConfig
-from reinflow.algos.ppo import ppo_loss
+from reinflow.algos.ppo import judged, ppo_loss
 from reinflow.algos.schedules import NoiseConfig
 from reinflow.errors import UserError
 from reinflow.policies import NoiseNetConfig, PolicySpec, make_stochastic
@@ -182,7 +182,7 @@ class ReinFlowAgent(ActorCritic):
         if unknown := more.keys() - {"means", "stds", "critic_obs", "valid"}:
             raise TypeError(f"compute_ppo_loss() got an unexpected keyword argument {min(unknown)!r}")
         rows = {"actions": actions, "log_probs": old_log_probs, "advantages": advantages, "returns": returns}
-        return ppo_loss(self, self.config, obs_cond, rows | more)
+        return ppo_loss(self, self.config, judged(self, rows["actions"], obs_cond), obs_cond, rows | more)
 
 
 def taken(config: type[C], options: dict[str, Any]) -> C:

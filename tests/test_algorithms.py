@@ -111,7 +111,7 @@ def test_stage_three_by_its_name_is_stage_three(folder):
 
 
 @pytest.mark.parametrize(("algorithm", "own", "other"), [("dql", "updates_per_step", "rollout_steps"),
-                                                          ("ppo", "clip_ratio", "eta")])  # fmt: skip
+                                                          ("ppo", "clip_ratio", "updates_per_step")])  # fmt: skip
 def test_help_shows_the_flags_of_the_algorithm_and_of_its_loop_alone(capsys, algorithm, own, other):
     with pytest.raises(SystemExit):
         parse(train_online.Config, ["--algorithm", algorithm, "--help"])

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from reinflow import presets
 from reinflow.cli import flat_fields, parse
+from reinflow.recipes import flags_of as recipe_flags
 from reinflow.registry import choices
 from tests.test_guide_commands import script
 
@@ -23,9 +25,13 @@ PRESETS = {
     "train_aw_shortcut_flow": presets.WEIGHTED_PRESETS,
     "train_online_finetune": presets.ONLINE_PRESETS,
 }
+STAGES = {"train_shortcut_flow": "pre", "train_online_finetune": "ft", "evaluate": "eval"}
+"""whose recipes a script takes"""
 MODULES = {"./sweep_reinflow_parallel.sh": "reinflow.sweep.__main__", "./monitor_reinflow.sh": "reinflow.sweep.monitor"}
 FOREIGN = ("ray", "apt-get", "sudo", "pip", "git", "docker")
 """commands of others"""
+THEIRS = ("main.py", "myreinflow_cli.py", "eval_online.py")
+"""scripts of other guides, which pages map to ours"""
 PLACEHOLDERS = {"SEED": "0", "S": "0", "N": "1", "X": "PickCube-v1"}
 """words of a page that stand for a number or a task; any other word may be a path"""
 
@@ -54,6 +60,12 @@ def words_of(line: str) -> list[str]:
 def configured(words: list[str]) -> tuple[Any, dict[str, Any], list[str]] | None:
     """Config type, presets and arguments of one of our commands; None where it is something else that exists."""
     name, *rest = words
+    if name in THEIRS:
+        return None
+    if name == "bash" or name.startswith("examples/"):
+        path = ROOT / (rest[0] if name == "bash" else name)
+        assert [word for word in rest if word.startswith("--") and word[2:] not in path.read_text()] == []
+        return None
     if name == "make":
         assert f"\n{rest[0]}:" in (ROOT / "Makefile").read_text()
         return None
@@ -79,8 +91,12 @@ def configured(words: list[str]) -> tuple[Any, dict[str, Any], list[str]] | None
     return script(stem).Config, PRESETS.get(stem, {}), rest
 
 
-def flags_of(config: Any) -> set[str]:
+def flags_of(config_type: Any) -> set[str]:
     """All flags that a command may have, whatever is chosen."""
+    try:
+        config = config_type()
+    except TypeError:  # something of it has to be given
+        return {*config_type.__dataclass_fields__, "help"}
     found = {name for name, _ in flat_fields(config)} | {"preset", "help"}
     todo = [config]
     while todo:
@@ -102,9 +118,10 @@ def test_a_documented_command_is_one(page, line):
     config_type, named, rest = ours
     if "..." in rest or not rest or rest[-1].startswith("--"):  # a part of a command
         given = [word[2:].split("=")[0].replace("-", "_").removeprefix("no_") for word in rest if word.startswith("--")]
-        assert [flag for flag in given if flag not in flags_of(config_type())] == []
+        assert [flag for flag in given if flag not in flags_of(config_type)] == []
     else:
-        parse(config_type, rest, presets=named)
+        recipes = partial(recipe_flags, stage=STAGES[stem]) if (stem := Path(words[0]).stem) in STAGES else None
+        parse(config_type, rest, presets=named, recipes=recipes)
 
 
 def test_the_pages_hold_commands_of_every_script():

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -117,6 +118,8 @@ class Grasper:
     training = False
     device = torch.device("cpu")
     spec = SimpleNamespace(act_horizon=2, obs_horizon=1, chunk_shape=(2, 7))
+    noise_shape = (2, 7)
+    extra: ClassVar[dict[str, int]] = {}
 
     def eval(self) -> None: ...
 
@@ -330,5 +333,5 @@ def test_evaluations_are_written_episode_by_episode_and_compared_pair_by_pair(tm
     rows = json.loads((tmp_path / "evaluation.json").read_text())["results"][0]["per_episode"]
     assert rows == report["results"][1]["per_episode"]
     assert [row["seed"] for row in rows] == list(range(30_000, 30_006))
-    assert set(rows[0]) == {"seed", "success_once", "success_at_end", "return", "length"}
+    assert set(rows[0]) == {"seed", "success_once", "success_at_end", "return", "length", "best_reward"}
     assert "of the same 6 episodes" in capsys.readouterr().out

@@ -6,6 +6,8 @@ import pytest
 
 from tests.faults.table import FAULTS, Fault
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.number)
 def test_a_fault_breaks_no_promise(fault: Fault, tmp_path):

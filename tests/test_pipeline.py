@@ -18,6 +18,8 @@ from reinflow.storage.resumable import latest_training, states
 from tests.faults.strikes import Strike
 from tests.scripts import ROOT, run_script
 
+pytestmark = pytest.mark.slow
+
 SMALL_NET = [
     "--net",
     "mlp",

@@ -132,12 +132,15 @@ def judged(agent: ActorCritic, states: Float[Tensor, "b k1 h a"], cond: Float[Te
     return law.in_float32()
 
 
-def ppo_loss(agent: ActorCritic, config: PPOConfig, cond: Float[Tensor, "b z"], rows: Rows) -> dict[str, Tensor]:
+def ppo_loss(
+    agent: ActorCritic, config: PPOConfig, law: Transition, cond: Float[Tensor, "b z"], rows: Rows
+) -> dict[str, Tensor]:
     """`loss` and its parts, over those rows of a rollout whose `valid` is 1 (all where they have none).
 
-    `approx_kl` is in joint nats; without the old `means` and `stds` it is estimated from the log-ratios.
+    `law` is what the policy now makes of the rows' chains. `approx_kl` is in joint nats; without the old `means` and
+    `stds` it is estimated from the log-ratios.
     """
-    valid, law = rows.get("valid"), judged(agent, rows["actions"], cond)
+    valid = rows.get("valid")
     found = (compared_chains if config.ratio_of == "chain" else compared_steps)(agent, config, law, rows)
     policy_loss = clipped_surrogate(found.ratio, found.advantages, found.clip_ratio, valid)
     critic_loss = value_loss(agent, rows.get("critic_obs", cond), rows["returns"], valid)
@@ -264,6 +267,9 @@ class PPO:
         """A minibatch in micro-batches, or whole."""
         count = len(rows["log_probs"])
         size = min(self.config.micro_batch_size or count, count)
+        if size == count:
+            yield rows
+            return
         for start in range(0, count, size):
             yield {name: mapped(entry, itemgetter(slice(start, start + size))) for name, entry in rows.items()}
 
@@ -294,33 +300,31 @@ class PPO:
     def add_gradients(self, rows: Rows) -> dict[str, Tensor]:
         """Gradients of the loss and its parts, over micro-batches whose weights are their shares of the valid rows."""
         self.zero_gradients()
+        pieces = list(self.pieces(rows))
+        parts: list[dict[str, Tensor]] = []
         with self.agent.precision.products():
-            if (self.config.micro_batch_size or len(rows["log_probs"])) >= len(rows["log_probs"]):
-                losses = self.losses(rows)
+            for piece in pieces:
+                cond = self.agent.condition(piece["obs"])
+                law = judged(self.agent, piece["actions"], cond)
+                losses = ppo_loss(self.agent, self.config, law, cond, piece)
+                self.add_distance_(losses, cond, piece)
+                if len(pieces) > 1:
+                    share = piece["valid"].sum() / rows["valid"].sum().clamp_min(1)
+                    losses = {name: v if name == "ratio_deviation" else v * share for name, v in losses.items()}
                 losses["loss"].backward()
-                return detached(losses)
-            parts: list[dict[str, Tensor]] = []
-            total = rows["valid"].sum().clamp_min(1)
-            for piece in self.pieces(rows):
-                share = piece["valid"].sum() / total
-                losses = self.losses(piece)
-                (losses["loss"] * share).backward()
-                parts.append(
-                    {name: v if name == "ratio_deviation" else v * share for name, v in detached(losses).items()}
-                )
+                parts.append(detached(losses))
+        if len(pieces) == 1:
+            return parts[0]
         columns = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
         return {name: column.amax() if name == "ratio_deviation" else column.sum() for name, column in columns.items()}
 
-    def losses(self, rows: Rows) -> dict[str, Tensor]:
-        """`ppo_loss` of rows, and the distance to the policy before fine-tuning where that counts."""
-        cond = self.agent.condition(rows["obs"])
-        losses = ppo_loss(self.agent, self.config, cond, rows)
+    def add_distance_(self, losses: dict[str, Tensor], cond: Float[Tensor, "b z"], rows: Rows) -> None:
+        """Count the distance to the policy before fine-tuning, where there is an anchor."""
         if self.anchor is not None:
             x_0, steps = rows["actions"][:, 0], self.agent.actor.num_steps
             distance = self.anchor.distance(self.agent.policy, cond, rows["obs"], x_0, steps)
             losses["w2"] = mean_over(distance, rows.get("valid"))
             losses["loss"] = losses["loss"] + self.anchor.weight * losses["w2"]
-        return losses
 
     def critic_epochs(
         self, buffer: RolloutBuffer, generator: torch.Generator | None, epochs: int

@@ -47,7 +47,7 @@ def test_it_improves_from_nothing(tmp_path):
     # 24 steps at a distance of about 1.6 to the goal are 24 * .5 * (1 - 1.6 / 3) = 5.6; up to the wall, .8 away, 8.8
     assert first < 6
     assert last > 7.5
-    assert load_checkpoint(path).parts.keys() == {"critic", "q"}
+    assert load_checkpoint(path).parts.keys() == {"critic", "q", "raw"}
 
 
 @pytest.mark.parametrize("count", [3, 9, 14])
