@@ -1,5 +1,6 @@
 # make quickstart   the main job: demonstrations, three training stages, evaluations
 # make test         lint, types and tests
+# make test-slow    whole runs, faults and several processes, which CI runs as well
 # make doctor       names whatever is missing on this machine
 # make vulkan       installs a software Vulkan driver for images and videos (apt and root)
 # Each installs into .venv on first use and whenever pyproject.toml or constraints.txt changes. PYTHON= chooses the interpreter.
@@ -12,7 +13,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_inf
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3 python; do \
 	$$python -c '$(SUITABLE)' 2>/dev/null && { echo $$python; break; }; done)
 
-.PHONY: quickstart test lint format doctor vulkan install clean
+.PHONY: quickstart test test-slow lint format doctor vulkan install clean
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
@@ -20,6 +21,9 @@ quickstart: $(STAMP)
 
 test: lint
 	@$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
+
+test-slow: $(STAMP)
+	@$(BIN)/python -m pytest -q -m slow --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

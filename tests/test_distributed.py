@@ -42,6 +42,8 @@ from tests.faults.ranks import ROOT, SPEC, TORCHRUN, TRAIN, environment, toy_run
 from tests.test_acceleration import Graphs
 from tests.waiting import HANGS
 
+pytestmark = pytest.mark.slow
+
 NUM_ENVS, DECISIONS = 8, 6
 UNEVEN = ([1.0, 2.0, 3.0], [10.0, 14.0])
 """values of two processes"""

@@ -22,7 +22,10 @@ from reinflow.errors import UserError
 from reinflow.recording.rerender import Projector, joined, leaves, mapped
 from reinflow.storage.checkpoint import load_policy
 
-pytestmark = pytest.mark.skipif(not headless.render_device_available(), reason="needs a Vulkan driver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not headless.render_device_available(), reason="needs a Vulkan driver"),
+]
 
 NET = "--net mlp --obs_horizon 2 --act_horizon 4 --pred_horizon 8 --mlp_hidden_dim 32 --visual_feature_dim 16"
 EVAL = "--num_eval_envs 2 --num_eval_episodes 2 --max_episode_steps 8 --num_workers 0"

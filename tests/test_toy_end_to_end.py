@@ -24,6 +24,8 @@ from reinflow.training.evaluation import evaluate
 from reinflow.training.rollouts import collect
 from reinflow.types import ChunkEnv
 
+pytestmark = pytest.mark.slow
+
 NUM_ENVS, DECISIONS = 128, 24
 SPEC = PolicySpec.of(
     net="mlp",
